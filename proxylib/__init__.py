@@ -1,0 +1,66 @@
+"""Envoy L7 extensions in Python: the public API for parser authors.
+
+Everything a parser needs is importable from here; docs/author-guide.md shows it
+in use.  The parsers in ``parsers/`` import nothing else.
+"""
+
+from proxylib import limits
+from proxylib.connection import Connection
+from proxylib.errors import ParserError, ProxylibError, RegistrationError, RuleError
+from proxylib.framed import FramedParser
+from proxylib.framing import Framing, length_prefix, lines
+from proxylib.message import Message, Properties
+from proxylib.ops import (
+    DROP,
+    ERROR,
+    INJECT,
+    MORE,
+    NOP,
+    PASS,
+    EntryType,
+    ErrorCode,
+    FilterResult,
+    Op,
+)
+from proxylib.parser import BatchParser, Parser, ParserFactory
+from proxylib.registry import parser, register_parser_factory
+from proxylib.rules import Contains, Exact, Field, L7Rule, Matcher, Prefix, Regex, Suffix, affix_test
+
+__all__ = [
+    "DROP",
+    "ERROR",
+    "INJECT",
+    "MORE",
+    "NOP",
+    "PASS",
+    "BatchParser",
+    "Connection",
+    "Contains",
+    "EntryType",
+    "ErrorCode",
+    "Exact",
+    "Field",
+    "FilterResult",
+    "FramedParser",
+    "Framing",
+    "L7Rule",
+    "Matcher",
+    "Message",
+    "Op",
+    "Parser",
+    "ParserError",
+    "ParserFactory",
+    "Prefix",
+    "Properties",
+    "ProxylibError",
+    "RegistrationError",
+    "Regex",
+    "RuleError",
+    "Suffix",
+    "affix_test",
+    "length_prefix",
+    "limits",
+    "lines",
+    "parser",
+    "register_parser_factory",
+]

@@ -1,0 +1,245 @@
+"""One proxied connection: the OnData loop, inject buffers, policy and log.
+
+Created by the engine for each connection, whatever the host (Envoy, a C host, a
+test); closed by it.  Parsers see `matches`, `log`, `inject` and the facts about
+the connection.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from proxylib import limits
+from proxylib.errors import ParserError
+from proxylib.message import Properties
+from proxylib.ops import ERROR, INJECT, MORE, NOP, EntryType, FilterResult
+from proxylib.parser import BatchParser, Parser
+from proxylib.policy import Decision, PolicyMap
+
+if TYPE_CHECKING:
+    from proxylib.rules import Matcher
+
+MAX_OPS = 16
+"""Capacity of a host's op list in the proxylib C ABI."""
+
+LogStream = Callable[[int, Properties, str], None]
+"""``log(entry_type, fields, proto)`` for one connection."""
+
+
+class ConnectionInstance(Protocol):
+    """What a connection needs of its module instance."""
+
+    policy: PolicyMap
+
+
+class Connection:
+    """A connection under a parser. Direction ``reply`` is from server to client."""
+
+    __slots__ = (
+        "_decision",
+        "_log",
+        "_matcher",
+        "_policy",
+        "batch",
+        "dst_addr",
+        "dst_id",
+        "ingress",
+        "injected",
+        "instance",
+        "parser",
+        "parser_name",
+        "policy_name",
+        "port",
+        "src_addr",
+        "src_id",
+    )
+
+    def __init__(
+        self,
+        instance: ConnectionInstance,
+        parser_name: str,
+        *,
+        ingress: bool,
+        src_id: int,
+        dst_id: int,
+        src_addr: str,
+        dst_addr: str,
+        port: int,
+        policy_name: str,
+        log: LogStream,
+    ) -> None:
+        self.instance = instance
+        self.parser_name = parser_name
+        self.ingress = ingress
+        """True if the policy is the destination's (a server's ingress)."""
+        self.src_id = src_id
+        """Numeric security identity of the client."""
+        self.dst_id = dst_id
+        self.src_addr = src_addr
+        """``ip:port`` or ``[ip6]:port`` of the client."""
+        self.dst_addr = dst_addr
+        self.port = port
+        """Original destination port."""
+        self.policy_name = policy_name
+        """Address of the endpoint whose policy applies."""
+        self.injected = (bytearray(), bytearray())
+        """Bytes waiting to be sent, for the original and the reply direction."""
+        self.parser: Parser | None = None
+        self.batch = False
+        self._log = log
+        self._policy: PolicyMap | None = None
+
+    def attach(self, parser: Parser) -> None:
+        """Give the connection its parser. Done once, by the engine."""
+        self.parser = parser
+        self.batch = isinstance(parser, BatchParser)
+
+    # What parsers use.
+
+    def matches(self, message: Properties) -> bool:
+        """Whether the policy in force now allows `message` on this connection."""
+        if self._policy is not self.instance.policy:
+            self._resolve()
+        return self._matcher(message)
+
+    @property
+    def matcher(self) -> Matcher:
+        """`matches`, resolved: for judging several messages of one chunk.
+
+        Do not keep it across calls: it is bound to the policy of this moment.
+        """
+        if self._policy is not self.instance.policy:
+            self._resolve()
+        return self._matcher
+
+    def log(self, entry_type: EntryType, fields: Properties, proto: str = "") -> None:
+        """Write an access-log entry with the message's `fields`.
+
+        proto: name shown in the log, if it is not the parser's own.
+        """
+        self._log(entry_type, fields, proto or self.parser_name)
+
+    def inject(self, reply: bool, data: bytes) -> int:
+        """Queue `data` to be sent in direction `reply`; returns its length.
+
+        For the current direction, answer INJECT to place it; for the other one
+        it goes out at that direction's next frame boundary.
+        Raises ParserError past limits.MAX_INJECT waiting bytes.
+        """
+        buffer = self.injected[reply]
+        if len(buffer) + len(data) > limits.MAX_INJECT:
+            raise ParserError(f"more than {limits.MAX_INJECT} bytes wait to be injected")
+        buffer += data
+        return len(data)
+
+    @property
+    def decision(self) -> Decision:
+        """What the policy says about this connection before any message is seen."""
+        if self._policy is not self.instance.policy:
+            self._resolve()
+        return self._decision
+
+    def _resolve(self) -> None:
+        policy = self.instance.policy
+        self._decision = policy.decide(
+            self.policy_name,
+            ingress=self.ingress,
+            port=self.port,
+            remote=self.src_id if self.ingress else self.dst_id,
+            parser=self.parser_name,
+        )
+        self._matcher = self._decision.matcher
+        self._policy = policy
+
+    # What hosts use.
+
+    def on_data(self, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]) -> int:
+        """Run the parser over `data` and append flat ops; returns a FilterResult.
+
+        Raises nothing: a parser's exception is logged, and closes the connection.
+        """
+        parser = self.parser
+        if parser is None:
+            return FilterResult.UNKNOWN_CONNECTION
+        try:
+            if isinstance(parser, BatchParser):
+                parser.on_batch(reply, end_stream, b"".join(data), ops)
+            else:
+                self._loop(parser, reply, end_stream, data, ops)
+        except BaseException as error:
+            return self.panic(error)
+        return FilterResult.OK
+
+    def _loop(
+        self, parser: Parser, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]
+    ) -> None:
+        left = sum(map(len, data))
+        buffer = self.injected[reply]
+        free = len(buffer)
+        for _ in range(MAX_OPS):
+            op, n = parser.on_data(reply, end_stream, data)
+            if op == NOP:
+                return
+            if not MORE <= op <= ERROR or not 0 < n <= limits.MAX_OP_BYTES:
+                raise ParserError(f"op {op!r} with length {n!r}")
+            if op == INJECT:
+                free += n
+                if free > len(buffer):
+                    raise ParserError(f"INJECT {n} of {len(buffer) - free + n} injected bytes")
+                ops += (INJECT, n)
+                continue
+            ops += (op, n)
+            if op == ERROR or op == MORE or n > left:
+                return
+            left -= n
+            data = advance(data, n)
+
+    def panic(self, error: BaseException) -> FilterResult:
+        """Log what a parser raised; returns PARSER_ERROR, which closes the connection."""
+        if isinstance(error, ParserError):
+            status = f"Parser error: {error}"
+        else:
+            status = f"Panic: {type(error).__name__}: {_text(error)}{_place(error)}"
+        self.log_status(status)
+        return FilterResult.PARSER_ERROR
+
+    def log_status(self, status: str) -> None:
+        """Write a Denied entry that tells why this connection is closed."""
+        self._log(EntryType.Denied, {"status": status}, self.parser_name)
+
+    def close(self) -> None:
+        """The connection is gone: tell the parser and break the reference cycle."""
+        parser, self.parser = self.parser, None
+        if parser is not None:
+            try:
+                parser.on_close()
+            except BaseException as error:
+                self.panic(error)
+
+    def __repr__(self) -> str:
+        arrow = "ingress" if self.ingress else "egress"
+        return f"<Connection {self.parser_name} {arrow} {self.src_addr} -> {self.dst_addr}>"
+
+
+def advance(data: list[bytes], n: int) -> list[bytes]:
+    """`data` without its first `n` bytes (fewer if it ends before)."""
+    for index, chunk in enumerate(data):
+        if n < len(chunk):
+            return [chunk[n:] if n else chunk, *data[index + 1 :]]
+        n -= len(chunk)
+    return []
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as broken:
+        text = f"<no text: {type(broken).__name__}>"
+    return text[: limits.MAX_PANIC_TEXT]
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__, limit=-1)
+    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -1,0 +1,44 @@
+"""Every bound of the engine, with its reason.
+
+Passing one is a parser error (the connection closes, the log says which), never
+memory growth.  The C side (native/) takes the same numbers from here at start.
+"""
+
+from __future__ import annotations
+
+MAX_LINE = 4096
+"""Default longest line of a line-framed protocol, bytes, delimiter included.
+HTTP servers' defaults for one header line are 4-16 KiB."""
+
+MAX_FRAME = 1 << 20
+"""Default longest frame a framed parser may ask to see whole, bytes."""
+
+MAX_HELD = 16 << 20
+"""Most bytes withheld per connection and direction while a parser waits for
+MORE. A parser that needs larger frames passes their tails unseen (PASS beyond
+the data) instead."""
+
+MAX_INJECT = 1 << 20
+"""Most bytes waiting in one inject buffer: error replies to requests that a
+client has pipelined without reading any answer."""
+
+MAX_OP_BYTES = 1 << 62
+"""Largest n of an op. Leaves room to add two of them in 64 bits."""
+
+WINDOW = 64 << 10
+"""Most bytes handed to a parser at once while it has not asked for more: copying
+a large value that the parser then passes unseen would be the cost of large
+transfers."""
+
+MAX_LOG_VALUE = 4096
+"""Longest value of one access-log field, bytes; longer ones are cut and end in '...'."""
+
+MAX_LOG_ENTRY = 32 << 10
+"""Largest encoded access-log entry, bytes; fields that do not fit are left out."""
+
+LOG_QUEUE = 4 << 20
+"""Bytes of encoded entries that wait for a slow or absent log consumer; what
+comes beyond is dropped, counted, and reported in the stream."""
+
+MAX_PANIC_TEXT = 1024
+"""Longest text of a parser's exception in the log."""

@@ -1,0 +1,27 @@
+"""A protocol message as named properties.
+
+The same properties feed policy matching, policy trace, the access log and
+metrics: a parser's author names them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Value = str | bytes | int | Sequence[bytes]
+"""A property: text, bytes off the wire, a number, or several byte strings (keys, topics)."""
+
+Properties = Mapping[str, Value]
+
+
+class Message(dict[str, Value]):
+    """Named properties of one request or reply: ``Message(cmd=b"READ", file=b"x")``.
+
+    Values off the wire stay `bytes`: what is not UTF-8 is escaped in the log and
+    matched as it is by the policy.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Message({', '.join(f'{k}={v!r}' for k, v in self.items())})"

@@ -1,0 +1,66 @@
+"""Verdicts of a parser and results of a call, with the numbers of the C ABI.
+
+An op list is flat: ``[PASS, 24, MORE, 1]``.  That is what the engine hands to
+its host, and what a batch parser appends to; the numbers are those of the
+proxylib C ABI's ``FilterOp``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Op(IntEnum):
+    """What to do with the bytes at the front of the current input."""
+
+    MORE = 0
+    """At least n more bytes are needed; the parser is not called before."""
+    PASS = 1
+    """Forward n bytes; n may exceed what has arrived."""
+    DROP = 2
+    """Discard n bytes; n may exceed what has arrived."""
+    INJECT = 3
+    """Send n bytes from the front of this direction's inject buffer here."""
+    ERROR = 4
+    """The stream cannot be parsed; n is an `ErrorCode`. The connection is closed."""
+    NOP = 256
+    """Nothing to do until more data comes. Never leaves the engine."""
+
+
+class ErrorCode(IntEnum):
+    """Why a parser gave up; the n of an ERROR op."""
+
+    INVALID_OP_LENGTH = 1
+    INVALID_FRAME_TYPE = 2
+    INVALID_FRAME_LENGTH = 3
+
+
+class FilterResult(IntEnum):
+    """What a call through the C ABI returns. Everything but OK closes the connection."""
+
+    OK = 0
+    POLICY_DROP = 1
+    PARSER_ERROR = 2
+    UNKNOWN_PARSER = 3
+    UNKNOWN_CONNECTION = 4
+    INVALID_ADDRESS = 5
+    INVALID_INSTANCE = 6
+    UNKNOWN_ERROR = 7
+
+
+class EntryType(IntEnum):
+    """The kind of an access-log entry (cilium.EntryType)."""
+
+    Request = 0
+    Response = 1
+    Denied = 2
+
+
+# Module constants, so that a parser's hot path loads a global and not an
+# attribute of an enum.
+MORE = Op.MORE
+PASS = Op.PASS
+DROP = Op.DROP
+INJECT = Op.INJECT
+ERROR = Op.ERROR
+NOP = Op.NOP

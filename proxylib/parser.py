@@ -1,0 +1,94 @@
+"""The base of every parser and factory: the raw layer, and its batched form.
+
+`Parser.on_data` is Cilium's OnData, exactly; `BatchParser.on_batch` answers for
+all the messages of a chunk in one call, which is what makes pipelined traffic
+cheap.  framed.py builds on the latter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from proxylib.ops import Op
+from proxylib.rules import L7Rule
+
+if TYPE_CHECKING:
+    from proxylib.connection import Connection
+
+
+class Parser(ABC):
+    """One connection's parser. Sans-IO: what it needs comes from `connection`."""
+
+    Rule: ClassVar[type[L7Rule]] = L7Rule
+    """The rule class of this protocol; the base class accepts only empty rules."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    @abstractmethod
+    def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
+        """Judge the front of the current input.
+
+        reply: True for bytes from the server to the client.
+        end_stream: no more bytes will come in this direction.
+        data: the input not yet passed or dropped, in chunks as they arrived;
+            empty at the end of the input.
+
+        Called again on what remains after each PASS, DROP or INJECT, until it
+        answers MORE, NOP or ERROR.  PASS and DROP may exceed the data.
+        """
+
+    def on_close(self) -> None:  # noqa: B027 - optional hook
+        """The connection is gone. Nothing can be sent or judged any more."""
+
+
+class BatchParser(Parser):
+    """A parser that answers for a whole chunk at once.
+
+    Same semantics as `Parser`, in one call: `on_batch` appends the ops that
+    `on_data` would have returned one after the other.
+    """
+
+    @abstractmethod
+    def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        """Append flat ops (``ops += PASS, 24``) for all complete messages of `data`.
+
+        An op must not follow MORE, ERROR, or a PASS or DROP that exceeds what is
+        left of `data`.
+        """
+
+    def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
+        """The first op of `on_batch`: for callers that want one at a time."""
+        raise NotImplementedError("a batch parser is driven by its connection")
+
+
+class ParserFactory:
+    """Makes the parser of each new connection."""
+
+    rule_class: type[L7Rule] = L7Rule
+    """Validates and compiles the L7 rules of policies for this parser."""
+
+    description: str = ""
+    """One line for people: what protocol this is."""
+
+    def create(self, connection: Connection) -> Parser | None:
+        """Called once per new connection; None refuses it (POLICY_DROP)."""
+        raise NotImplementedError
+
+
+class ClassFactory(ParserFactory):
+    """The factory of a parser class that takes only its connection."""
+
+    def __init__(self, parser_class: Callable[[Connection], Parser]) -> None:
+        self.parser_class = parser_class
+        self.rule_class = getattr(parser_class, "Rule", L7Rule)
+        doc = (getattr(parser_class, "__doc__", None) or "").strip()
+        self.description = doc.splitlines()[0] if doc else ""
+
+    def create(self, connection: Connection) -> Parser | None:
+        return self.parser_class(connection)
+
+    def __repr__(self) -> str:
+        return f"ClassFactory({self.parser_class!r})"

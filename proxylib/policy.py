@@ -1,0 +1,279 @@
+"""Compiled policy: cilium.NetworkPolicy resources, ready for one look-up per connection.
+
+`compile_policies` turns a state-of-the-world response into a `PolicyMap`, all or
+nothing.  `PolicyMap.decide` answers for (endpoint, direction, port, remote
+identity, parser) with a `Decision`, whose matcher then judges messages.
+The connection keeps the decision until the map is replaced.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from proxylib.errors import PolicyError, RuleError
+from proxylib.parser import ParserFactory
+from proxylib.proto import npds_pb2 as npds
+from proxylib.rules import L7Rule, Matcher, always, never
+
+FindFactory = Callable[[str], ParserFactory | None]
+
+_MAX_DECISIONS = 1 << 16
+"""Cached decisions per map: endpoints x ports x remotes in use at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy says about a connection. `reason` tells why nothing can pass."""
+
+    matcher: Matcher
+    reason: str = ""
+
+    @property
+    def denied(self) -> bool:
+        """True if no message can be allowed, whatever it is."""
+        return self.matcher is never
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """One PortNetworkPolicyRule: whom it is about, and what it lets through."""
+
+    remotes: frozenset[int]
+    precedence: int = 0
+    deny: bool = False
+    pass_to: int | None = None
+    parser: str = ""
+    closed: str = ""
+    """Why the whole port is closed, if the rule cannot be enforced."""
+    rule_class: type[L7Rule] | None = None
+    allow: tuple[L7Rule, ...] = ()
+    block: tuple[L7Rule, ...] = ()
+
+    def selects(self, remote: int) -> bool:
+        return not self.remotes or remote in self.remotes
+
+
+@dataclass(frozen=True, slots=True)
+class PortPolicy:
+    """The rules of one port, port range, or (port 0) of every port."""
+
+    port: int
+    end_port: int
+    rules: tuple[Rule, ...]
+
+    def covers(self, port: int) -> bool:
+        return self.port == 0 or self.port <= port <= (self.end_port or self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """One endpoint's policy, compiled from one resource."""
+
+    ingress: tuple[PortPolicy, ...]
+    egress: tuple[PortPolicy, ...]
+
+
+@dataclass(eq=False)
+class PolicyMap:
+    """Every endpoint's policy at one version. Immutable but for its cache."""
+
+    version: str = ""
+    endpoints: dict[str, EndpointPolicy] = field(default_factory=dict)
+    compiled: dict[bytes, EndpointPolicy] = field(default_factory=dict)
+    """By serialized resource, so that the next version recompiles only what changed."""
+    _decisions: dict[tuple[str, bool, int, int, str], Decision] = field(default_factory=dict)
+    _matchers: dict[tuple[tuple[Rule, ...], str], Matcher] = field(default_factory=dict)
+
+    def decide(
+        self, policy_name: str, *, ingress: bool, port: int, remote: int, parser: str
+    ) -> Decision:
+        """The decision for a connection. Fails closed, with a reason."""
+        key = (policy_name, ingress, port, remote, parser)
+        decision = self._decisions.get(key)
+        if decision is None:
+            if len(self._decisions) >= _MAX_DECISIONS:
+                self._decisions.clear()
+            decision = self._decisions[key] = self._decide(*key)
+        return decision
+
+    def _decide(
+        self, policy_name: str, ingress: bool, port: int, remote: int, parser: str
+    ) -> Decision:
+        endpoint = self.endpoints.get(policy_name)
+        if endpoint is None:
+            return Decision(never, f"no policy for endpoint {policy_name or '(none)'}")
+        direction = "ingress" if ingress else "egress"
+        ports = endpoint.ingress if ingress else endpoint.egress
+        rules = [rule for entry in ports if entry.covers(port) for rule in entry.rules]
+        if not any(entry.covers(port) for entry in ports):
+            return Decision(never, f"no {direction} policy for port {port}")
+        # An entry without rules allows everybody.
+        if any(entry.covers(port) and not entry.rules for entry in ports):
+            rules.append(Rule(frozenset()))
+        closed = next((rule.closed for rule in rules if rule.closed), "")
+        if closed:
+            return Decision(never, closed)
+        selected = _top_tier(rules, remote)
+        if not selected:
+            return Decision(never, f"identity {remote} is not allowed on {direction} port {port}")
+        if any(rule.deny for rule in selected):
+            return Decision(never, f"identity {remote} is denied on {direction} port {port}")
+        return Decision(self._matcher(selected, parser))
+
+    def _matcher(self, rules: tuple[Rule, ...], parser: str) -> Matcher:
+        key = (rules, parser)
+        matcher = self._matchers.get(key)
+        if matcher is None:
+            matcher = self._matchers[key] = _compile_l7(rules, parser)
+        return matcher
+
+
+def _top_tier(rules: Sequence[Rule], remote: int) -> tuple[Rule, ...]:
+    """The rules of the highest precedence that say something about `remote`."""
+    tiers: dict[int, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        if rule.selects(remote):
+            tiers[rule.precedence].append(rule)
+    ceiling: int | None = None
+    for precedence in sorted(tiers, reverse=True):
+        if ceiling is not None and precedence > ceiling:
+            continue
+        tier = tiers[precedence]
+        verdicts = [rule for rule in tier if rule.pass_to is None]
+        if verdicts:
+            return tuple(verdicts)
+        ceiling = min(rule.pass_to for rule in tier if rule.pass_to is not None)
+    return ()
+
+
+def _compile_l7(rules: tuple[Rule, ...], parser: str) -> Matcher:
+    ours = [r for r in rules if r.rule_class is None or r.parser == parser]
+    rule_class = next((r.rule_class for r in ours if r.rule_class is not None), None)
+    block = [item for r in ours for item in r.block]
+    if any(r.rule_class is None or not r.allow for r in ours):
+        allowed: Matcher = always
+    elif rule_class is None:
+        return never
+    else:
+        allowed = rule_class.compile([item for r in ours for item in r.allow])
+    if not block or rule_class is None:
+        return allowed
+    blocked = rule_class.compile(block, deny=True)
+    return lambda message: not blocked(message) and allowed(message)
+
+
+def compile_policies(
+    resources: Iterable[bytes],
+    find_factory: FindFactory,
+    *,
+    version: str = "",
+    previous: PolicyMap | None = None,
+) -> PolicyMap:
+    """A PolicyMap from serialized cilium.NetworkPolicy `resources`.
+
+    Raises PolicyError, naming the endpoint and the place, if any of them cannot
+    be enforced; nothing of the response is then in force.
+    """
+    known = previous.compiled if previous is not None else {}
+    compiled: dict[bytes, EndpointPolicy] = {}
+    endpoints: dict[str, EndpointPolicy] = {}
+    for resource in resources:
+        policy = npds.NetworkPolicy()
+        try:
+            policy.ParseFromString(resource)
+        except Exception as error:
+            raise PolicyError(f"not a cilium.NetworkPolicy: {error}") from error
+        ips = list(policy.endpoint_ips)
+        where = f"endpoint {policy.endpoint_id} ({', '.join(ips)})"
+        if not 1 <= len(ips) <= 2 or not all(ips):
+            raise PolicyError(f"{where}: endpoint_ips must be one or two addresses")
+        endpoint = known.get(resource) or _compile_endpoint(policy, where, find_factory)
+        compiled[resource] = endpoint
+        for ip in ips:
+            if ip in endpoints:
+                raise PolicyError(f"{where}: {ip} has a policy already")
+            endpoints[ip] = endpoint
+    return PolicyMap(version, endpoints, compiled)
+
+
+def _compile_endpoint(
+    policy: npds.NetworkPolicy, where: str, find_factory: FindFactory
+) -> EndpointPolicy:
+    return EndpointPolicy(
+        _compile_ports(policy.ingress_per_port_policies, f"{where}: ingress", find_factory),
+        _compile_ports(policy.egress_per_port_policies, f"{where}: egress", find_factory),
+    )
+
+
+def _compile_ports(
+    entries: Iterable[npds.PortNetworkPolicy], where: str, find_factory: FindFactory
+) -> tuple[PortPolicy, ...]:
+    ports: list[PortPolicy] = []
+    seen: set[tuple[int, int]] = set()
+    for entry in entries:
+        if entry.protocol != npds.TCP:
+            # Parsers judge byte streams; UDP entries are the datapath's.
+            continue
+        place = f"{where} port {entry.port}" + (f"-{entry.end_port}" if entry.end_port else "")
+        if entry.port > 65535 or entry.end_port > 65535:
+            raise PolicyError(f"{place}: a port is at most 65535")
+        if entry.end_port and entry.end_port < entry.port:
+            raise PolicyError(f"{place}: the range ends before it starts")
+        if (entry.port, entry.end_port) in seen:
+            raise PolicyError(f"{place}: duplicate port")
+        seen.add((entry.port, entry.end_port))
+        rules = tuple(_compile_rule(rule, place, find_factory) for rule in entry.rules)
+        kinds = {rule.parser for rule in rules if rule.rule_class is not None}
+        if len(kinds) > 1:
+            raise PolicyError(f"{place}: mixed L7 types: {', '.join(sorted(kinds))}")
+        ports.append(PortPolicy(entry.port, entry.end_port, rules))
+    return tuple(ports)
+
+
+def _compile_rule(
+    rule: npds.PortNetworkPolicyRule, where: str, find_factory: FindFactory
+) -> Rule:
+    remotes = frozenset(rule.remote_policies)
+    verdict = rule.WhichOneof("verdict")
+    if verdict == "deny" and rule.deny:
+        return Rule(remotes, rule.precedence, deny=True)
+    if verdict == "pass_precedence":
+        return Rule(remotes, rule.precedence, pass_to=rule.pass_precedence)
+    kind = rule.WhichOneof("l7")
+    parser = rule.l7_proto or {"http_rules": "http", "kafka_rules": "kafka"}.get(kind or "", "")
+    if not parser:
+        if kind is not None:
+            raise PolicyError(f"{where}: l7_rules without an l7_proto")
+        return Rule(remotes, rule.precedence)
+    factory = find_factory(parser)
+    if factory is None:
+        return Rule(remotes, rule.precedence, parser=parser, closed=f"unknown parser {parser!r}")
+    if kind in ("http_rules", "kafka_rules"):
+        # No parser with such rules is part of this release: nothing can judge them.
+        return Rule(remotes, rule.precedence, parser=parser, closed=f"no {kind} for {parser!r}")
+    allow = _l7_rules(rule.l7_rules.l7_allow_rules, factory, f"{where}: {parser} l7_allow_rules")
+    block = _l7_rules(rule.l7_rules.l7_deny_rules, factory, f"{where}: {parser} l7_deny_rules")
+    return Rule(
+        remotes,
+        rule.precedence,
+        parser=parser,
+        rule_class=factory.rule_class,
+        allow=allow,
+        block=block,
+    )
+
+
+def _l7_rules(
+    rules: Sequence[npds.L7NetworkPolicyRule], factory: ParserFactory, where: str
+) -> tuple[L7Rule, ...]:
+    compiled = []
+    for index, rule in enumerate(rules):
+        if rule.metadata_rule:
+            raise PolicyError(f"{where}[{index}]: metadata_rule is not for parsers")
+        try:
+            compiled.append(factory.rule_class(dict(rule.rule)))
+        except RuleError as error:
+            raise PolicyError(f"{where}[{index}]: {error}") from error
+    return tuple(compiled)

@@ -1,0 +1,83 @@
+"""RE2 as the data path needs it: bytes in, yes or no out, for many patterns at once.
+
+RE2 is Envoy's engine too, and linear in its input, so a hostile regex or key
+costs time in proportion to its length and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import re2
+
+from proxylib.errors import RuleError
+
+Test = Callable[[bytes], bool]
+
+_MAX_MEM = 8 << 20
+"""RE2's memory budget per program, bytes (its own default)."""
+
+
+def _options() -> re2.Options:
+    options = re2.Options()
+    options.log_errors = False
+    options.never_capture = True
+    options.max_mem = _MAX_MEM
+    return options
+
+
+def check(key: str, pattern: str) -> None:
+    """Raise RuleError if `pattern` is not an RE2 regex."""
+    try:
+        re2.compile(pattern.encode(), _options())
+    except re2.error as error:
+        reason = error.args[0] if error.args else error
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise RuleError(key, pattern, f"not a valid RE2 regex: {text}") from error
+
+
+def searcher(patterns: Iterable[str]) -> Test:
+    """A test that is true where any of `patterns` is found (unanchored).
+
+    One call whatever the number of patterns.  Text that is not UTF-8 is matched
+    as Go's regexp does it: each stray byte counts as U+FFFD.
+    """
+    distinct = list(dict.fromkeys(patterns))
+    if "" in distinct:
+        return _always
+    matcher = re2.Set.SearchSet(_options())
+    for pattern in distinct:
+        matcher.Add(pattern.encode())
+    matcher.Compile()
+    # A set answers with its DFA alone and says "no match" when that runs out of
+    # memory: fine for one pattern that allows, not for one that denies. Single
+    # patterns fall back to the NFA inside RE2 instead.
+    match = matcher._set.Match
+    is_ascii = bytes.isascii
+
+    def test(text: bytes) -> bool:
+        return bool(match(text if is_ascii(text) else _like_go(text)))
+
+    return test
+
+
+def exhaustive_searcher(patterns: Iterable[str]) -> Test:
+    """`searcher` for rules that deny: never misses a match for want of memory."""
+    compiled = [re2.compile(pattern.encode(), _options()) for pattern in dict.fromkeys(patterns)]
+
+    def test(text: bytes) -> bool:
+        text = text if text.isascii() else _like_go(text)
+        return any(regex.search(text) is not None for regex in compiled)
+
+    return test
+
+
+def _always(text: bytes) -> bool:
+    return True
+
+
+def _like_go(text: bytes) -> bytes:
+    decoded = text.decode("utf-8", "surrogateescape")
+    if decoded.isprintable():
+        return text
+    return "".join("�" if "\ud800" <= c <= "\udfff" else c for c in decoded).encode()

@@ -1,0 +1,250 @@
+"""L7 rules: a parser's rule class says which keys a policy may use and what they mean.
+
+An author declares the keys as class attributes::
+
+    class Rule(L7Rule):
+        cmd = Exact("READ", "WRITE", "HALT", "RESET")
+        file = Regex()
+
+Validation, and the compiled matcher that the data path calls, follow from that.
+All given keys of one rule must match; a request is allowed if any rule matches;
+a rule without keys matches everything; an empty value counts as not given.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Self
+
+from proxylib import regex
+from proxylib.errors import RuleError
+from proxylib.message import Properties, Value
+
+Matcher = Callable[[Properties], bool]
+"""Whether a message is covered by the rules it was compiled from."""
+
+Test = Callable[[bytes], bool]
+
+
+class Field:
+    """One key of a rule class, and the message property that it tests.
+
+    of: the property, if its name is not the key's.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, *, of: str = "", doc: str = "") -> None:
+        self.of = of
+        self.doc = doc
+        self.key = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.key = name
+        self.of = self.of or name
+
+    def check(self, value: str) -> None:
+        """Raise RuleError unless `value` is legal for this key."""
+
+    def test(self, values: Sequence[str], deny: bool) -> Test:
+        """A test that is true for a property that any of `values` covers."""
+        raise NotImplementedError
+
+
+class Exact(Field):
+    """The property equals the value. With `choices`, other values are refused."""
+
+    kind = "exact"
+
+    def __init__(self, *choices: str, of: str = "", doc: str = "") -> None:
+        super().__init__(of=of, doc=doc)
+        self.choices = choices
+
+    def check(self, value: str) -> None:
+        if self.choices and value not in self.choices:
+            raise RuleError(self.key, value, f"must be one of {', '.join(self.choices)}")
+
+    def test(self, values: Sequence[str], deny: bool) -> Test:
+        return frozenset(value.encode() for value in values).__contains__
+
+
+class Prefix(Field):
+    """The property starts with the value."""
+
+    kind = "prefix"
+
+    def test(self, values: Sequence[str], deny: bool) -> Test:
+        return affix_test([value.encode() for value in values], suffix=False)
+
+
+class Suffix(Field):
+    """The property ends with the value."""
+
+    kind = "suffix"
+
+    def test(self, values: Sequence[str], deny: bool) -> Test:
+        return affix_test([value.encode() for value in values], suffix=True)
+
+
+class Contains(Field):
+    """The value stands somewhere in the property."""
+
+    kind = "contains"
+
+    def test(self, values: Sequence[str], deny: bool) -> Test:
+        needles = [value.encode() for value in values]
+        return lambda text: any(needle in text for needle in needles)
+
+
+class Regex(Field):
+    """The RE2 value is found in the property (it searches: anchor it with ^ and $)."""
+
+    kind = "regex"
+
+    def check(self, value: str) -> None:
+        regex.check(self.key, value)
+
+    def test(self, values: Sequence[str], deny: bool) -> Test:
+        return (regex.exhaustive_searcher if deny else regex.searcher)(values)
+
+
+def affix_test(affixes: Iterable[bytes], *, suffix: bool) -> Test:
+    """True for text that starts (or ends) with any of `affixes`.
+
+    One set look-up per distinct length, so that the cost does not grow with
+    their number.
+    """
+    by_length: dict[int, set[bytes]] = defaultdict(set)
+    for affix in affixes:
+        by_length[len(affix)].add(affix)
+    if 0 in by_length:
+        return lambda text: True
+    groups = sorted(by_length.items())
+    if all(len(group) == 1 for _, group in groups) and len(groups) <= 4:
+        few = tuple(affix for _, group in groups for affix in group)
+        return (lambda text: text.endswith(few)) if suffix else (lambda text: text.startswith(few))
+    if suffix:
+        return lambda text: any(text[-n:] in group for n, group in groups)
+    return lambda text: any(text[:n] in group for n, group in groups)
+
+
+class L7Rule:
+    """One L7 rule of a policy. Subclass it in a parser as ``Rule``."""
+
+    fields: ClassVar[Mapping[str, Field]] = {}
+    __slots__ = ("pairs",)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = {name: item for name, item in vars(cls).items() if isinstance(item, Field)}
+        cls.fields = {**cls.fields, **own}
+
+    def __init__(self, pairs: Mapping[str, str]) -> None:
+        """Validate the key/value `pairs` of a policy document.
+
+        Raises RuleError for an unknown key or a value that the key refuses.
+        """
+        self.pairs = {key: value for key, value in pairs.items() if value}
+        for key, value in pairs.items():
+            field = self.fields.get(key)
+            if field is None:
+                known = ", ".join(self.fields) or "none"
+                raise RuleError(key, value, f"unknown key (known: {known})")
+            if value:
+                field.check(value)
+        self.check()
+
+    def check(self) -> None:
+        """Hook: raise RuleError for keys that do not go together."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({self.pairs!r})"
+
+    @classmethod
+    def compile(cls, rules: Sequence[Self], *, deny: bool = False) -> Matcher:
+        """The matcher for "any of `rules`".
+
+        deny: the rules refuse what they match, so a test must not miss.
+        """
+        alternatives = [
+            [(cls.fields[key], value) for key, value in rule.pairs.items()] for rule in rules
+        ]
+        return _any_of(alternatives, deny)
+
+
+def always(message: Properties) -> bool:
+    """The matcher of a rule without keys."""
+    return True
+
+
+def never(message: Properties) -> bool:
+    """The matcher of no rule at all."""
+    return False
+
+
+Alternative = list[tuple[Field, str]]
+
+
+def _any_of(alternatives: list[Alternative], deny: bool) -> Matcher:
+    """Alternatives split by their first exact key, so that a look-up stays one dict access."""
+    if not alternatives:
+        return never
+    if any(not alternative for alternative in alternatives):
+        return always
+    exact = next((f for a in alternatives for f, _ in a if isinstance(f, Exact)), None)
+    if exact is None:
+        return _residual(alternatives, deny)
+    buckets: dict[str, list[Alternative]] = defaultdict(list)
+    rest: list[Alternative] = []
+    for alternative in alternatives:
+        value = next((v for f, v in alternative if f is exact), None)
+        if value is None:
+            rest.append(alternative)
+        else:
+            buckets[value].append([(f, v) for f, v in alternative if f is not exact])
+    table: dict[Value, Matcher] = {}
+    for value, bucket in buckets.items():
+        matcher = _any_of(bucket + rest, deny)
+        table[value] = table[value.encode()] = matcher
+    default = _any_of(rest, deny)
+    key = exact.of
+
+    def match(message: Properties) -> bool:
+        return table.get(message[key], default)(message)
+
+    return match
+
+
+def _residual(alternatives: list[Alternative], deny: bool) -> Matcher:
+    """Alternatives without exact keys: one combined test per kind and property."""
+    singles: dict[Field, list[str]] = defaultdict(list)
+    matchers: list[Matcher] = []
+    for alternative in alternatives:
+        if len(alternative) == 1:
+            field, value = alternative[0]
+            singles[field].append(value)
+        else:
+            matchers.append(_all_of(alternative, deny))
+    matchers += [_on(field.of, field.test(values, deny)) for field, values in singles.items()]
+    if len(matchers) == 1:
+        return matchers[0]
+    return lambda message: any(matcher(message) for matcher in matchers)
+
+
+def _all_of(alternative: Alternative, deny: bool) -> Matcher:
+    matchers = [_on(field.of, field.test([value], deny)) for field, value in alternative]
+    return lambda message: all(matcher(message) for matcher in matchers)
+
+
+def _on(name: str, test: Test) -> Matcher:
+    def match(message: Properties) -> bool:
+        value = message[name]
+        if type(value) is bytes:
+            return test(value)
+        if isinstance(value, (str, int)):
+            return test(str(value).encode())
+        # Several values: the rule must cover each of them.
+        return all(test(item) for item in value)  # type: ignore[arg-type]
+
+    return match

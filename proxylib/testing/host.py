@@ -1,0 +1,227 @@
+"""A host in Python: it does with a parser's ops what Envoy's filter does.
+
+`Host` runs one connection. Feed it bytes in either direction and read what comes
+out on both sides, the ops, and the log.  It is strict where the C host is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from proxylib.connection import MAX_OPS, Connection
+from proxylib.errors import ParserError
+from proxylib.message import Properties
+from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, FilterResult
+from proxylib.parser import ParserFactory
+from proxylib.policy import PolicyMap, compile_policies
+from proxylib.proto import npds_pb2 as npds
+from proxylib.registry import get_parser_factory
+
+ENDPOINT = "10.0.0.1"
+CLIENT_ID = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One access-log entry, as the parser gave it."""
+
+    entry_type: EntryType
+    proto: str
+    fields: dict[str, object]
+
+
+class HostClosed(Exception):
+    """The connection was closed by the engine; bytes cannot be fed any more."""
+
+
+@dataclass
+class _Instance:
+    policy: PolicyMap
+
+
+@dataclass
+class _Direction:
+    """What the host remembers about one direction between calls."""
+
+    held: bytes = b""
+    need: int = 0
+    passing: int = 0
+    dropping: int = 0
+    out: bytearray = field(default_factory=bytearray)
+
+
+def policy_map(
+    parser: str,
+    rules: Sequence[Mapping[str, str]] | None,
+    *,
+    deny: Sequence[Mapping[str, str]] = (),
+    port: int = 80,
+    endpoint: str = ENDPOINT,
+) -> PolicyMap:
+    """A policy for one endpoint and port. `rules` None: everything is allowed."""
+    policy = npds.NetworkPolicy(endpoint_ips=[endpoint], endpoint_id=1)
+    entry = policy.ingress_per_port_policies.add(port=port)
+    rule = entry.rules.add()
+    if rules is not None:
+        rule.l7_proto = parser
+        for pairs in rules:
+            rule.l7_rules.l7_allow_rules.add(rule=dict(pairs))
+        for pairs in deny:
+            rule.l7_rules.l7_deny_rules.add(rule=dict(pairs))
+    return compile_policies([policy.SerializeToString()], get_parser_factory)
+
+
+class Host:
+    """One connection under the parser named `parser`, with the policy `rules`.
+
+    rules: L7 rules as a policy document has them; None allows everything.
+    factory: a factory to use in place of the registered one.
+    """
+
+    def __init__(
+        self,
+        parser: str,
+        rules: Sequence[Mapping[str, str]] | None = None,
+        *,
+        deny: Sequence[Mapping[str, str]] = (),
+        factory: ParserFactory | None = None,
+    ) -> None:
+        self.log: list[LogRecord] = []
+        self.ops: list[tuple[int, int]] = []
+        """Every op so far, in order."""
+        self.closed = False
+        self._directions = (_Direction(), _Direction())
+        found = factory or get_parser_factory(parser)
+        if found is None:
+            raise LookupError(f"no parser {parser!r}")
+        self.instance = _Instance(policy_map(parser, rules, deny=deny))
+        self.connection = Connection(
+            self.instance,
+            parser,
+            ingress=True,
+            src_id=CLIENT_ID,
+            dst_id=1,
+            src_addr="10.0.0.2:34567",
+            dst_addr=f"{ENDPOINT}:80",
+            port=80,
+            policy_name=ENDPOINT,
+            log=self._log,
+        )
+        made = found.create(self.connection)
+        if made is None:
+            raise HostClosed("the parser refused the connection")
+        self.connection.attach(made)
+
+    def set_policy(self, parser: str, rules: Sequence[Mapping[str, str]] | None) -> None:
+        """Replace the policy under the live connection."""
+        self.instance.policy = policy_map(parser, rules)
+
+    def client(self, *chunks: bytes, end: bool = False) -> bytes:
+        """Feed request bytes; returns what reached the server because of them."""
+        return self._feed(False, chunks, end)
+
+    def server(self, *chunks: bytes, end: bool = False) -> bytes:
+        """Feed reply bytes; returns what reached the client because of them."""
+        return self._feed(True, chunks, end)
+
+    def take(self, reply: bool) -> bytes:
+        """What has gone out in a direction since it was last read."""
+        out = self._directions[reply].out
+        taken = bytes(out)
+        out.clear()
+        return taken
+
+    def _log(self, entry_type: int, fields: Properties, proto: str) -> None:
+        self.log.append(LogRecord(EntryType(entry_type), proto, dict(fields)))
+
+    def _feed(self, reply: bool, chunks: Sequence[bytes], end: bool) -> bytes:
+        for index, chunk in enumerate(chunks or (b"",)):
+            if self.closed:
+                raise HostClosed("the connection is closed")
+            self._on_io(reply, chunk, end and index == max(len(chunks), 1) - 1)
+            self._flush(not reply)
+        return self.take(reply)
+
+    def _flush(self, reply: bool) -> None:
+        """Send what was injected into a direction that is at a frame boundary."""
+        direction, buffer = self._directions[reply], self.connection.injected[reply]
+        if buffer and not direction.passing and not direction.dropping:
+            direction.out += buffer
+            buffer.clear()
+
+    def _on_io(self, reply: bool, data: bytes, end: bool) -> None:
+        direction = self._directions[reply]
+        if direction.passing:
+            taken = min(direction.passing, len(data))
+            direction.out += data[:taken]
+            direction.passing -= taken
+            data = data[taken:]
+        elif direction.dropping:
+            taken = min(direction.dropping, len(data))
+            direction.dropping -= taken
+            data = data[taken:]
+        if direction.passing or direction.dropping:
+            return
+        self._flush(reply)
+        data = direction.held + data
+        direction.held = b""
+        if len(data) < direction.need and not end:
+            direction.held = data
+            return
+        direction.need = 0
+        self._run(direction, reply, data, end)
+        if end:
+            # What the parser has not passed by the end of the stream never passes.
+            direction.held = b""
+
+    def _run(self, direction: _Direction, reply: bool, data: bytes, end: bool) -> None:
+        while True:
+            ops: list[int] = []
+            result = self.connection.on_data(reply, end, [data] if data else [], ops)
+            pairs = list(zip(ops[::2], ops[1::2], strict=True))
+            self.ops += pairs
+            try:
+                data, terminal = self._apply(direction, reply, data, pairs)
+            except ParserError as error:
+                result = self.connection.panic(error)
+            if result != FilterResult.OK:
+                self.closed = True
+                self.connection.close()
+                return
+            if terminal or self.connection.batch or len(pairs) < MAX_OPS:
+                direction.held = data
+                return
+
+    def _apply(
+        self, direction: _Direction, reply: bool, data: bytes, pairs: list[tuple[int, int]]
+    ) -> tuple[bytes, bool]:
+        buffer = self.connection.injected[reply]
+        terminal = False
+        for op, n in pairs:
+            if terminal:
+                raise ParserError("an op after a terminal op")
+            if n <= 0:
+                raise ParserError(f"op {op} with length {n}")
+            if op == MORE:
+                direction.need = len(data) + n
+                terminal = True
+            elif op == PASS:
+                direction.out += data[:n]
+                direction.passing = max(n - len(data), 0)
+                terminal = n > len(data)
+                data = data[n:]
+            elif op == DROP:
+                direction.dropping = max(n - len(data), 0)
+                terminal = n > len(data)
+                data = data[n:]
+            elif op == INJECT:
+                if n > len(buffer):
+                    raise ParserError(f"INJECT {n} of {len(buffer)} injected bytes")
+                direction.out += buffer[:n]
+                del buffer[:n]
+            elif op == ERROR:
+                raise ParserError(f"error code {n}")
+            else:
+                raise ParserError(f"unknown op {op}")
+        return data, terminal
