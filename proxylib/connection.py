@@ -8,7 +8,6 @@ the connection.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from proxylib import limits
@@ -24,8 +23,14 @@ if TYPE_CHECKING:
 MAX_OPS = 16
 """Capacity of a host's op list in the proxylib C ABI."""
 
-LogStream = Callable[[int, Properties, str], None]
-"""``log(entry_type, fields, proto)`` for one connection."""
+
+class LogStream(Protocol):
+    """The access log of one connection.
+
+    proto: the protocol's name in the entry; empty for the parser's own.
+    """
+
+    def __call__(self, entry_type: int, fields: Properties, proto: str = "", /) -> None: ...
 
 
 class ConnectionInstance(Protocol):
@@ -39,7 +44,6 @@ class Connection:
 
     __slots__ = (
         "_decision",
-        "_log",
         "_matcher",
         "_policy",
         "batch",
@@ -48,6 +52,7 @@ class Connection:
         "ingress",
         "injected",
         "instance",
+        "log",
         "parser",
         "parser_name",
         "policy_name",
@@ -88,7 +93,9 @@ class Connection:
         """Bytes waiting to be sent, for the original and the reply direction."""
         self.parser: Parser | None = None
         self.batch = False
-        self._log = log
+        self.log = log
+        """``log(entry_type, fields, proto="")`` writes an access-log entry with the
+        properties of a message. An attribute, not a method: natively it is C."""
         self._policy: PolicyMap | None = None
 
     def attach(self, parser: Parser) -> None:
@@ -113,13 +120,6 @@ class Connection:
         if self._policy is not self.instance.policy:
             self._resolve()
         return self._matcher
-
-    def log(self, entry_type: EntryType, fields: Properties, proto: str = "") -> None:
-        """Write an access-log entry with the message's `fields`.
-
-        proto: name shown in the log, if it is not the parser's own.
-        """
-        self._log(entry_type, fields, proto or self.parser_name)
 
     def inject(self, reply: bool, data: bytes) -> int:
         """Queue `data` to be sent in direction `reply`; returns its length.
@@ -207,7 +207,7 @@ class Connection:
 
     def log_status(self, status: str) -> None:
         """Write a Denied entry that tells why this connection is closed."""
-        self._log(EntryType.Denied, {"status": status}, self.parser_name)
+        self.log(EntryType.Denied, {"status": status})
 
     def close(self) -> None:
         """The connection is gone: tell the parser and break the reference cycle."""

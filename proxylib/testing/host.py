@@ -132,8 +132,9 @@ class Host:
         out.clear()
         return taken
 
-    def _log(self, entry_type: int, fields: Properties, proto: str) -> None:
-        self.log.append(LogRecord(EntryType(entry_type), proto, dict(fields)))
+    def _log(self, entry_type: int, fields: Properties, proto: str = "", /) -> None:
+        name = proto or self.connection.parser_name
+        self.log.append(LogRecord(EntryType(entry_type), name, dict(fields)))
 
     def _feed(self, reply: bool, chunks: Sequence[bytes], end: bool) -> bytes:
         for index, chunk in enumerate(chunks or (b"",)):
