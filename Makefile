@@ -1,0 +1,46 @@
+# Every target sets up what it needs first (scripts/setup.sh); a second run reuses it.
+
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup demo test lint proto lock fuzz soak bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1	\2/p' Makefile | expand -t 14
+
+setup:  ## make .venv and build the shared library
+	@sh scripts/setup.sh
+
+demo: setup  ## the main job: a stock Envoy judges real memcached and r2d2 traffic
+	$(PYTHON) -m demos
+
+test: setup  ## all tests
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## style, types, import rules, generated code
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+	sh scripts/proto.sh --check
+
+proto: setup  ## regenerate proxylib/proto/*_pb2.py and .pyi
+	sh scripts/proto.sh
+
+lock: setup  ## pin the newest dependencies in requirements.lock
+	.venv/bin/pip-compile -q --upgrade --extra dev --allow-unsafe --strip-extras --no-header \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock setup.py
+
+fuzz: setup  ## fuzz each parser for FUZZ_SECONDS (60)
+	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+soak: setup  ## 1,000 panics, 100,000 connections: memory stays flat
+	$(PYTHON) -m benchmarks.soak
+
+bench: setup  ## Envoy's CPU and latency beside tcp_proxy; ns per call
+	$(PYTHON) -m benchmarks
+
+clean:  ## remove what was built, .venv included
+	rm -rf .venv build dist *.egg-info proxylib/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
