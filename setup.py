@@ -1,14 +1,38 @@
 """Build of the distribution: Python packages, and the shared library by cffi."""
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
 from setuptools import find_packages, setup
+
+
+def load(name: str) -> ModuleType:
+    """A file of the package by itself: its dependencies are not installed yet."""
+    path = Path(__file__).parent / "proxylib" / "native" / name
+    spec = importlib.util.spec_from_file_location(f"_setup_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+native = load("__init__.py")
+build = load("build.py")
 
 setup(
     name="proxylib",
     version="0.1.0",
     description="Envoy L7 extensions in Python: parsers, policy and control server",
     python_requires=">=3.11",
+    ext_modules=[build.extension(native.ENVOY_RELEASES)],
+    cmdclass={"build_ext": build.BuildLibrary},
     packages=find_packages(include=["proxylib*", "parsers*", "xds*", "node*"]),
-    package_data={"proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"]},
+    package_data={
+        "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"]
+    },
     install_requires=[
         "cffi>=1.16",
         "click>=8.1",

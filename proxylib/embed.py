@@ -1,0 +1,216 @@
+"""What the shared library calls: the Python side of native/cabi.c and native/envoy.c.
+
+Runs only inside libproxylib. Nothing here may raise for what a peer sends; what
+a host or its configuration does wrong raises, and the C side reports it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+import threading
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import proxylib_native
+
+from proxylib.connection import Connection
+from proxylib.errors import ConfigError
+from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
+from proxylib.ops import FilterResult
+from proxylib.registry import get_parser_factory, load_parser_file, parser_names
+
+log = logging.getLogger(__name__)
+
+COLLECT_EVERY = 5.0
+"""Seconds between garbage collections, which run off the data path."""
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a Python thread gives way to a worker that waits for the
+interpreter; the default (5 ms) would show in the latency of traffic."""
+
+instances = InstanceTable(proxylib_native.AccessLog)
+
+
+def start() -> int:
+    """Called once, when Python has started. Returns 1."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="proxylib: %(levelname)s: %(message)s"
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    # Cycles are broken by hand where connections end; what is left is collected
+    # between calls and not in the middle of one.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    threading.Thread(target=_collect, name="proxylib-gc", daemon=True).start()
+    return 1
+
+
+def _collect() -> None:
+    idle = threading.Event()
+    while not idle.wait(COLLECT_EVERY):
+        gc.collect()
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+# The proxylib C ABI.
+
+
+def open_module(params: list[tuple[bytes, bytes]], debug: bool) -> int:
+    """OpenModule: the instance's number, 0 if the parameters are refused."""
+    if debug:
+        logging.getLogger("proxylib").setLevel(logging.DEBUG)
+    try:
+        return instances.open(parse_parameters([(_text(k), _text(v)) for k, v in params]))
+    except (ConfigError, OSError, ValueError) as error:
+        log.error("OpenModule: %s", error)
+        return 0
+
+
+def close_module(number: int) -> None:
+    """CloseModule. Connections outlive it."""
+    instances.close(number)
+
+
+def new_connection(
+    number: int,
+    parser: bytes,
+    ingress: bool,
+    src_id: int,
+    dst_id: int,
+    src_addr: bytes,
+    dst_addr: bytes,
+    policy_name: bytes,
+) -> Connection | FilterResult:
+    """OnNewConnection: the connection, or why it is refused."""
+    instance = instances.get(number)
+    if instance is None:
+        return FilterResult.INVALID_INSTANCE
+    return instance.connect(
+        _text(parser),
+        ingress=ingress,
+        src_id=src_id,
+        dst_id=dst_id,
+        src_addr=_text(src_addr),
+        dst_addr=_text(dst_addr),
+        policy_name=_text(policy_name),
+    )
+
+
+# Envoy's network filter.
+
+
+@dataclass(eq=False)
+class FilterConfig:
+    """One listener's filter: which parser, whose policy."""
+
+    number: int
+    instance: Instance
+    parser: str
+    ingress: bool
+    policy_name: str
+    destination: str
+
+    def open(
+        self, remote: str, remote_port: int, local: str, local_port: int
+    ) -> Connection | None:
+        """A connection that Envoy has accepted; None to close it at once."""
+        src_addr = join_address(remote, remote_port)
+        dst_addr = self.destination or join_address(local, local_port)
+        dst_ip = dst_addr.rpartition(":")[0].strip("[]")
+        identity = self.instance.hosts.identity
+        connection = self.instance.connect(
+            self.parser,
+            ingress=self.ingress,
+            src_id=identity(remote),
+            dst_id=identity(dst_ip),
+            src_addr=src_addr,
+            dst_addr=dst_addr,
+            policy_name=self.policy_name or (dst_ip if self.ingress else remote),
+        )
+        if isinstance(connection, FilterResult):
+            log.error("%s -> %s: %s", src_addr, dst_addr, connection.name)
+            return None
+        if connection.decision.denied:
+            connection.log_status(f"Connection closed: {connection.decision.reason}")
+            connection.close()
+            return None
+        return connection
+
+    def close(self) -> None:
+        """Envoy has removed the listener."""
+        instances.close(self.number)
+
+
+FILTER_KEYS = {
+    "parser": str,
+    "xds_path": str,
+    "access_log_path": str,
+    "node_id": str,
+    "ingress": bool,
+    "policy_name": str,
+    "destination": str,
+    "parser_modules": list,
+}
+
+
+def filter_config(name: bytes, config: bytes) -> FilterConfig:
+    """A listener's configuration: JSON with the keys of FILTER_KEYS.
+
+    Raises ConfigError or RegistrationError; Envoy then refuses the listener.
+    """
+    try:
+        values: dict[str, Any] = json.loads(config or b"{}")
+    except ValueError as error:
+        raise ConfigError(f"filter_config is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError("filter_config is not a JSON object")
+    for key, value in values.items():
+        expected = FILTER_KEYS.get(key)
+        if expected is None:
+            raise ConfigError(f"unknown key {key!r} (known: {', '.join(FILTER_KEYS)})")
+        if not isinstance(value, expected):
+            raise ConfigError(f"{key}: {value!r} is not a {expected.__name__}")
+    for path in values.get("parser_modules", []):
+        if str(path) not in _loaded:
+            load_parser_file(Path(path))
+            _loaded.add(str(path))
+    parser = values.get("parser") or _text(name)
+    if get_parser_factory(parser) is None:
+        raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")
+    number = instances.open(
+        Parameters(
+            values.get("access_log_path", ""), values.get("xds_path", ""), values.get("node_id", "")
+        )
+    )
+    instance = instances.get(number)
+    assert instance is not None
+    return FilterConfig(
+        number,
+        instance,
+        parser,
+        values.get("ingress", True),
+        values.get("policy_name", ""),
+        values.get("destination", ""),
+    )
+
+
+_loaded: set[str] = set()
+"""Parser files that this process has imported."""
+
+
+def join_address(ip: str, port: int) -> str:
+    """``ip:port``, or ``[ip6]:port``."""
+    try:
+        bracket = ip_address(ip).version == 6
+    except ValueError:
+        bracket = False
+    return f"[{ip}]:{port}" if bracket else f"{ip}:{port}"

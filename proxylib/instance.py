@@ -1,0 +1,229 @@
+"""A module instance: the policy, the identities and the log of one host configuration.
+
+`InstanceTable` keeps the instances that hosts have opened: the same parameters
+give the same instance, counted.  Connections keep working after their instance
+was closed; its policy then stays as it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxylib import npds
+from proxylib.connection import Connection, LogStream
+from proxylib.errors import ConfigError, RegistrationError
+from proxylib.hosts import HostMap, compile_hosts
+from proxylib.message import Properties
+from proxylib.ops import FilterResult
+from proxylib.policy import PolicyMap, compile_policies
+from proxylib.proto import accesslog_pb2 as accesslog
+from proxylib.registry import get_parser_factory
+
+FIRST_POLICY_WAIT = 1.0
+"""Seconds that opening a module waits for its first policy; traffic is denied before."""
+
+PARAMETERS = ("access-log-path", "xds-path", "node-id")
+
+
+class AccessLog(Protocol):
+    """The access-log client (natively: proxylib_native.AccessLog)."""
+
+    def stream(self, prefix: bytes, proto: str) -> LogStream: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a host opens a module with."""
+
+    access_log_path: str = ""
+    xds_path: str = ""
+    node_id: str = ""
+
+
+def parse_parameters(pairs: Sequence[tuple[str, str]]) -> Parameters:
+    """Of duplicates the last wins. Raises ConfigError for an unknown key."""
+    values = dict(pairs)
+    unknown = [key for key in values if key not in PARAMETERS]
+    if unknown:
+        raise ConfigError(f"unknown parameter {unknown[0]!r} (known: {', '.join(PARAMETERS)})")
+    return Parameters(**{key.replace("-", "_"): value for key, value in values.items()})
+
+
+@dataclass(eq=False)
+class Instance:
+    """One open module."""
+
+    parameters: Parameters
+    log: AccessLog | None
+    policy: PolicyMap = field(default_factory=PolicyMap)
+    hosts: HostMap = field(default_factory=HostMap)
+    client: npds.Client | None = None
+    references: int = 1
+
+    def start(self) -> None:
+        """Subscribe to policies, if the parameters name a control server."""
+        if self.parameters.xds_path:
+            self.client = npds.Client(
+                self.parameters.xds_path,
+                self.parameters.node_id,
+                [
+                    npds.Subscription(npds.POLICY_TYPE, npds.POLICY_METHOD, self._set_policy),
+                    npds.Subscription(npds.HOSTS_TYPE, npds.HOSTS_METHOD, self._set_hosts),
+                ],
+            )
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.client.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _set_policy(self, version: str, resources: Sequence[bytes]) -> None:
+        self.policy = compile_policies(
+            resources, get_parser_factory, version=version, previous=self.policy
+        )
+
+    def _set_hosts(self, version: str, resources: Sequence[bytes]) -> None:
+        self.hosts = compile_hosts(resources, version=version)
+
+    def connect(
+        self,
+        parser: str,
+        *,
+        ingress: bool,
+        src_id: int,
+        dst_id: int,
+        src_addr: str,
+        dst_addr: str,
+        policy_name: str,
+    ) -> Connection | FilterResult:
+        """A connection under its parser, or why there is none.
+
+        Checks the parser's name, then the destination address, then asks the
+        parser's factory, which may refuse (POLICY_DROP).
+        """
+        try:
+            factory = get_parser_factory(parser)
+        except RegistrationError:
+            factory = None
+        if factory is None:
+            return FilterResult.UNKNOWN_PARSER
+        port = destination_port(dst_addr)
+        if port is None:
+            return FilterResult.INVALID_ADDRESS
+        connection = Connection(
+            self,
+            parser,
+            ingress=ingress,
+            src_id=src_id,
+            dst_id=dst_id,
+            src_addr=src_addr,
+            dst_addr=dst_addr,
+            port=port,
+            policy_name=policy_name,
+            log=no_log,
+        )
+        if self.log is not None:
+            connection.log = self.log.stream(log_prefix(connection), parser)
+        try:
+            made = factory.create(connection)
+        except BaseException as error:
+            connection.panic(error)
+            return FilterResult.PARSER_ERROR
+        if made is None:
+            return FilterResult.POLICY_DROP
+        connection.attach(made)
+        return connection
+
+
+def no_log(entry_type: int, fields: Properties, proto: str = "", /) -> None:
+    """The log of an instance without an access-log path."""
+
+
+def log_prefix(connection: Connection) -> bytes:
+    """The LogEntry fields that all entries of a connection share, encoded."""
+    return accesslog.LogEntry(
+        policy_name=_text(connection.policy_name),
+        source_security_id=connection.src_id,
+        source_address=_text(connection.src_addr),
+        destination_address=_text(connection.dst_addr),
+        is_ingress=connection.ingress,
+        destination_security_id=connection.dst_id,
+    ).SerializeToString()
+
+
+def _text(text: str) -> str:
+    return text[:255].encode("utf-8", "backslashreplace").decode()
+
+
+def destination_port(address: str) -> int | None:
+    """The port of ``ip:port`` or ``[ip6]:port``; None if there is none, or it is 0."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 10:
+        return None
+    bracketed = host.startswith("[") and host.endswith("]")
+    if ":" in host and not bracketed or "[" in host[1:] or "]" in host[:-1]:
+        return None
+    if host.startswith("[") != host.endswith("]"):
+        return None
+    number = int(port)
+    return number if 0 < number < 1 << 32 else None
+
+
+@dataclass(eq=False)
+class InstanceTable:
+    """The open instances of this process, by number."""
+
+    open_log: Callable[[str], AccessLog]
+    _instances: dict[int, Instance] = field(default_factory=dict)
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self, parameters: Parameters) -> int:
+        """The number of the instance with `parameters`, opened if need be.
+
+        An empty node-id matches any instance with the same paths.
+        Raises OSError or ValueError for an unusable access-log path.
+        """
+        with self._lock:
+            for number, instance in self._instances.items():
+                if _same(instance.parameters, parameters):
+                    instance.references += 1
+                    break
+            else:
+                path = parameters.access_log_path
+                instance = Instance(parameters, self.open_log(path) if path else None)
+                instance.start()
+                number = next(self._numbers)
+                self._instances[number] = instance
+        if instance.client is not None:
+            instance.client.wait_first(FIRST_POLICY_WAIT)
+        return number
+
+    def close(self, number: int) -> None:
+        """Give up one reference; the last one ends the instance's streams and log."""
+        with self._lock:
+            instance = self._instances.get(number)
+            if instance is None:
+                return
+            instance.references -= 1
+            if instance.references > 0:
+                return
+            del self._instances[number]
+        instance.close()
+
+    def get(self, number: int) -> Instance | None:
+        return self._instances.get(number)
+
+
+def _same(open_with: Parameters, wanted: Parameters) -> bool:
+    paths = (wanted.access_log_path, wanted.xds_path)
+    return (open_with.access_log_path, open_with.xds_path) == paths and (
+        not wanted.node_id or open_with.node_id == wanted.node_id
+    )

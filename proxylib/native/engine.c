@@ -1,0 +1,236 @@
+/* One connection: hands bytes to its parser, checks what comes back.
+ *
+ * The parser sees at most a window of what is there, and more when it asks: a
+ * megabyte that it passes unseen is never copied.  To the parser this looks like
+ * smaller chunks, which must not matter to it (design: chunking invariance).
+ */
+#include "native.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static PyObject *get(PyObject *object, const char *name) {
+  return PyObject_GetAttrString(object, name);
+}
+
+bool connection_init(struct connection *c, PyObject *object) {
+  memset(c, 0, sizeof *c);
+  PyObject *parser = NULL, *injected = NULL, *batch = get(object, "batch");
+  bool ok = false;
+  if (!batch) return false;
+  c->batch = PyObject_IsTrue(batch) > 0;
+  Py_DECREF(batch);
+  if (!(parser = get(object, "parser")) || !(injected = get(object, "injected"))) goto done;
+  if (!PyArg_ParseTuple(injected, "O!O!", &PyByteArray_Type, &c->injected[0], &PyByteArray_Type,
+                        &c->injected[1])) {
+    c->injected[0] = c->injected[1] = NULL;
+    goto done;
+  }
+  Py_INCREF(c->injected[0]);
+  Py_INCREF(c->injected[1]);
+  c->object = Py_NewRef(object);
+  c->call = c->batch ? get(parser, "on_batch") : get(object, "on_data");
+  c->ops = PyList_New(0);
+  ok = c->call && c->ops;
+done:
+  Py_XDECREF(parser);
+  Py_XDECREF(injected);
+  if (!ok) connection_close(c);
+  return ok;
+}
+
+void connection_close(struct connection *c) {
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  if (c->object) {
+    PyObject *result = PyObject_CallMethod(c->object, "close", NULL);
+    if (!result) python_print_error("closing a connection");
+    Py_XDECREF(result);
+  }
+  Py_CLEAR(c->object);
+  Py_CLEAR(c->call);
+  Py_CLEAR(c->ops);
+  Py_CLEAR(c->injected[0]);
+  Py_CLEAR(c->injected[1]);
+  PyErr_Restore(type, value, trace);
+}
+
+size_t connection_injected(const struct connection *c, bool reply) {
+  return (size_t)PyByteArray_GET_SIZE(c->injected[reply]);
+}
+
+size_t connection_take_injected(struct connection *c, bool reply, char *to, size_t room) {
+  PyObject *buffer = c->injected[reply];
+  size_t len = (size_t)PyByteArray_GET_SIZE(buffer), n = len < room ? len : room;
+  if (n == 0) return 0;
+  char *data = PyByteArray_AS_STRING(buffer);
+  memcpy(to, data, n);
+  memmove(data, data + n, len - n);
+  if (PyByteArray_Resize(buffer, (Py_ssize_t)(len - n)) < 0) {
+    /* Only possible while somebody holds a view of the buffer. */
+    PyErr_Clear();
+    return 0;
+  }
+  return n;
+}
+
+void op_list_free(struct op_list *list) {
+  free(list->ops);
+  memset(list, 0, sizeof *list);
+}
+
+static bool op_append(struct op_list *list, int64_t op, int64_t n) {
+  if (list->len == list->cap) {
+    size_t cap = list->cap ? 2 * list->cap : 32;
+    struct op_entry *ops = realloc(list->ops, cap * sizeof *ops);
+    if (!ops) return false;
+    list->ops = ops;
+    list->cap = cap;
+  }
+  list->ops[list->len++] = (struct op_entry){op, n};
+  return true;
+}
+
+/* Hands the current exception to Connection.panic, which logs it. */
+static enum filter_result panic(struct connection *c) {
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  PyErr_NormalizeException(&type, &value, &trace);
+  if (trace) PyException_SetTraceback(value, trace);
+  PyObject *result = PyObject_CallMethod(c->object, "panic", "O", value);
+  if (!result) python_print_error("a parser raised");
+  Py_XDECREF(result);
+  Py_XDECREF(type);
+  Py_XDECREF(value);
+  Py_XDECREF(trace);
+  return RESULT_PARSER_ERROR;
+}
+
+/* Logs an answer that cannot be carried out. */
+static enum filter_result misbehaved(struct connection *c, const char *what, int64_t op,
+                                     int64_t n) {
+  PyObject *text = PyUnicode_FromFormat("Parser error: %s (op %lld, length %lld)", what,
+                                        (long long)op, (long long)n);
+  PyObject *result = text ? PyObject_CallMethod(c->object, "log_status", "O", text) : NULL;
+  if (!result) python_print_error("a parser misbehaved");
+  Py_XDECREF(result);
+  Py_XDECREF(text);
+  return RESULT_PARSER_ERROR;
+}
+
+/* The bytes [from, from + len) of the input as one object, or as a list of chunks. */
+static PyObject *copy_input(const struct connection *c, const struct slice *in, size_t n_in,
+                            size_t from, size_t len) {
+  PyObject *whole = c->batch ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len) : PyList_New(0);
+  char *to = c->batch && whole ? PyBytes_AS_STRING(whole) : NULL;
+  for (size_t i = 0; whole && len > 0 && i < n_in; i++) {
+    if (from >= in[i].len) {
+      from -= in[i].len;
+      continue;
+    }
+    size_t n = in[i].len - from < len ? in[i].len - from : len;
+    if (to) {
+      memcpy(to, in[i].data + from, n);
+      to += n;
+    } else {
+      PyObject *chunk = PyBytes_FromStringAndSize(in[i].data + from, (Py_ssize_t)n);
+      if (!chunk || PyList_Append(whole, chunk) < 0) Py_CLEAR(whole);
+      Py_XDECREF(chunk);
+    }
+    len -= n;
+    from = 0;
+  }
+  return whole;
+}
+
+/* Calls the parser once; its flat ops are in c->ops afterwards. */
+static enum filter_result call_parser(struct connection *c, bool reply, bool end_stream,
+                                      PyObject *data) {
+  PyObject *args[5] = {NULL, reply ? Py_True : Py_False, end_stream ? Py_True : Py_False, data,
+                       c->ops};
+  PyObject *answer =
+      PyObject_Vectorcall(c->call, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+  if (!answer) return panic(c);
+  long result = c->batch ? RESULT_OK : PyLong_AsLong(answer);
+  Py_DECREF(answer);
+  if (result == -1 && PyErr_Occurred()) return panic(c);
+  return (enum filter_result)result;
+}
+
+static bool read_op(PyObject *ops, Py_ssize_t i, int64_t *value) {
+  PyObject *item = PyList_GET_ITEM(ops, i);
+  int overflow = 0;
+  if (!PyLong_Check(item)) {
+    PyErr_Format(PyExc_TypeError, "ops hold integers, not %s", Py_TYPE(item)->tp_name);
+    return false;
+  }
+  *value = PyLong_AsLongLongAndOverflow(item, &overflow);
+  if (overflow) *value = overflow < 0 ? INT64_MIN : INT64_MAX;
+  return true;
+}
+
+enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
+                                  const struct slice *in, size_t n_in, size_t total,
+                                  size_t max_ops, struct op_list *out) {
+  size_t offset = 0, window = (size_t)limits.window;
+  int64_t injected = 0;
+  for (;;) {
+    size_t start = offset, left = total - offset, seen = left < window ? left : window;
+    PyObject *data = copy_input(c, in, n_in, offset, seen);
+    if (!data) return panic(c);
+    enum filter_result result = call_parser(c, reply, end_stream && seen == left, data);
+    Py_DECREF(data);
+    if (result != RESULT_OK) return result;
+
+    Py_ssize_t n_ops = PyList_GET_SIZE(c->ops);
+    if (n_ops % 2) return misbehaved(c, "an op without its length", 0, 0);
+    int64_t op = -1, n = 0, more = 0;
+    bool terminal = false;
+    for (Py_ssize_t i = 0; i < n_ops; i += 2) {
+      if (!read_op(c->ops, i, &op) || !read_op(c->ops, i + 1, &n)) return panic(c);
+      if (terminal) return misbehaved(c, "an op after a terminal op", op, n);
+      if (n <= 0 || n > limits.max_op_bytes) return misbehaved(c, "invalid length", op, n);
+      switch (op) {
+      case OP_MORE:
+        more = n;
+        terminal = true;
+        continue;
+      case OP_PASS:
+      case OP_DROP:
+        terminal = (uint64_t)n > total - offset;
+        offset = terminal ? total : offset + (size_t)n;
+        break;
+      case OP_INJECT:
+        injected += n;
+        if (injected > limits.max_inject) return misbehaved(c, "injects without end", op, n);
+        if (injected > (int64_t)connection_injected(c, reply)) {
+          return misbehaved(c, "more than was injected", op, n);
+        }
+        break;
+      case OP_ERROR:
+        misbehaved(c, "the stream cannot be parsed", op, n);
+        terminal = true;
+        break;
+      default:
+        return misbehaved(c, "unknown op", op, n);
+      }
+      if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
+    }
+    if (n_ops && PyList_SetSlice(c->ops, 0, n_ops, NULL) < 0) return panic(c);
+
+    size_t end = start + seen;
+    if (terminal && !more) return RESULT_OK;
+    if (end < total) {
+      /* There is more than the parser has seen: show it. */
+      if (offset < end) {
+        size_t wanted = end - offset + (more < (int64_t)total ? (size_t)more : total);
+        window = 2 * window > wanted ? 2 * window : wanted;
+      }
+      if (out->len >= max_ops) return RESULT_OK;
+      if (offset < total) continue;
+    }
+    if (more) return op_append(out, OP_MORE, more) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
+    /* A raw parser's op list was full: go on where it stopped. */
+    if (c->batch || n_ops < 32 || out->len >= max_ops) return RESULT_OK;
+  }
+}

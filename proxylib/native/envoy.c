@@ -1,0 +1,518 @@
+/* Face 2: Envoy's dynamic-module network filter.
+ *
+ * This is the host of the C ABI in miniature: it keeps what a parser withholds,
+ * passes and drops ahead without calling Python, and carries out ops on Envoy's
+ * own buffers.  What goes through unchanged is never copied.
+ *
+ * All hooks of one connection run on its worker thread. Envoy's callbacks are made
+ * outside Python, since they may call us back (a close, a write).
+ */
+#include "native.h"
+
+#include "envoy_abi.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What the filter remembers about one direction between two calls. */
+struct direction {
+  uint64_t passing, dropping; /* bytes still to pass or drop, whatever they are */
+  size_t need;                /* bytes wanted before Python is called again */
+  char *held;                 /* withheld input, in front of what comes next */
+  size_t held_len, held_cap;
+};
+
+struct filter {
+  envoy_filter envoy;
+  PyObject *config;
+  struct connection connection;
+  struct direction directions[2]; /* original (read), reply (write) */
+  envoy_scheduler scheduler;
+  bool open, dead;
+};
+
+/* Envoy's buffer functions for one direction. */
+static const struct buffer_calls {
+  size_t (*count)(envoy_filter);
+  bool (*chunks)(envoy_filter, envoy_buffer *);
+  bool (*drain)(envoy_filter, size_t);
+  bool (*prepend)(envoy_filter, envoy_buffer);
+  bool (*append)(envoy_filter, envoy_buffer);
+} calls[2] = {
+    {envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks_size,
+     envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks,
+     envoy_dynamic_module_callback_network_filter_drain_read_buffer,
+     envoy_dynamic_module_callback_network_filter_prepend_read_buffer,
+     envoy_dynamic_module_callback_network_filter_append_read_buffer},
+    {envoy_dynamic_module_callback_network_filter_get_write_buffer_chunks_size,
+     envoy_dynamic_module_callback_network_filter_get_write_buffer_chunks,
+     envoy_dynamic_module_callback_network_filter_drain_write_buffer,
+     envoy_dynamic_module_callback_network_filter_prepend_write_buffer,
+     envoy_dynamic_module_callback_network_filter_append_write_buffer},
+};
+
+/* -- output ------------------------------------------------------------------ */
+
+/* Bytes being put together; one per worker thread, reused. */
+struct output {
+  char *data;
+  size_t len, cap;
+};
+
+static __thread struct output output;
+
+/* A worker keeps at most this much for the next time. */
+#define OUTPUT_KEPT (256 << 10)
+
+static bool output_add(const char *data, size_t len) {
+  if (output.len + len > output.cap) {
+    size_t cap = output.cap ? output.cap : 16 << 10;
+    while (cap < output.len + len) cap *= 2;
+    char *grown = realloc(output.data, cap);
+    if (!grown) return false;
+    output.data = grown;
+    output.cap = cap;
+  }
+  if (len) memcpy(output.data + output.len, data, len);
+  output.len += len;
+  return true;
+}
+
+static void output_reset(void) {
+  output.len = 0;
+  if (output.cap > OUTPUT_KEPT) {
+    free(output.data);
+    output = (struct output){0};
+  }
+}
+
+/* Adds the bytes [from, from + len) of the slices. */
+static bool output_add_slices(const struct slice *in, size_t n_in, size_t from, size_t len) {
+  for (size_t i = 0; i < n_in && len > 0; i++) {
+    if (from >= in[i].len) {
+      from -= in[i].len;
+      continue;
+    }
+    size_t n = in[i].len - from < len ? in[i].len - from : len;
+    if (!output_add(in[i].data + from, n)) return false;
+    len -= n;
+    from = 0;
+  }
+  return true;
+}
+
+static bool output_add_injected(struct connection *c, bool reply, size_t len) {
+  if (!output_add(NULL, 0)) return false;
+  while (len > 0) {
+    char part[4096];
+    size_t n = connection_take_injected(c, reply, part, len < sizeof part ? len : sizeof part);
+    if (n == 0 || !output_add(part, n)) return false;
+    len -= n;
+  }
+  return true;
+}
+
+/* -- one direction ------------------------------------------------------------ */
+
+/* The input of one call: what was withheld before, then Envoy's chunks. */
+struct input {
+  struct slice *slices;
+  size_t n, total;
+  struct slice few[64];
+};
+
+static void input_free(struct input *in) {
+  if (in->slices != in->few) free(in->slices);
+}
+
+/* Reads Envoy's chunks, without their first `skip` bytes, behind what is withheld. */
+static bool input_read(struct input *in, const struct filter *f, bool reply, size_t skip) {
+  const struct direction *d = &f->directions[reply];
+  size_t count = calls[reply].count(f->envoy);
+  in->slices = in->few;
+  in->n = in->total = 0;
+  if (count + 1 > sizeof in->few / sizeof *in->few &&
+      !(in->slices = malloc((count + 1) * sizeof *in->slices))) {
+    in->slices = in->few;
+    return false;
+  }
+  if (d->held_len) in->slices[in->n++] = (struct slice){d->held, d->held_len};
+  /* Envoy's buffer view and our slice are the same two words. */
+  _Static_assert(sizeof(envoy_buffer) == sizeof(struct slice), "layouts differ");
+  struct slice *chunks = in->slices + in->n;
+  if (count && !calls[reply].chunks(f->envoy, (envoy_buffer *)chunks)) count = 0;
+  for (size_t i = 0; i < count; i++) {
+    size_t n = chunks[i].len < skip ? chunks[i].len : skip;
+    skip -= n;
+    in->slices[in->n] = (struct slice){chunks[i].data + n, chunks[i].len - n};
+    if (in->slices[in->n].len) in->n++;
+  }
+  for (size_t i = 0; i < in->n; i++) in->total += in->slices[i].len;
+  return true;
+}
+
+/* Withholds the input from `from` on, and nothing else. */
+static bool hold(struct direction *d, const struct input *in, size_t from) {
+  size_t old = d->held_len, kept = from < old ? old - from : 0, len = in->total - from;
+  if ((int64_t)len > limits.max_held) return false;
+  if (len > d->held_cap || (len == 0 && d->held_cap > OUTPUT_KEPT)) {
+    size_t cap = len ? 4096 : 0;
+    while (cap < len) cap *= 2;
+    char *grown = cap ? malloc(cap) : NULL;
+    if (cap && !grown) return false;
+    if (kept) memcpy(grown, d->held + from, kept);
+    free(d->held);
+    d->held = grown;
+    d->held_cap = cap;
+  } else if (kept && from) {
+    memmove(d->held, d->held + from, kept);
+  }
+  d->held_len = kept;
+  size_t skip = from > old ? from - old : 0;
+  for (size_t i = old ? 1 : 0; i < in->n; i++) {
+    size_t n = in->slices[i].len < skip ? in->slices[i].len : skip;
+    memcpy(d->held + d->held_len, in->slices[i].data + n, in->slices[i].len - n);
+    d->held_len += in->slices[i].len - n;
+    skip -= n;
+  }
+  return true;
+}
+
+/* Adds the first `len` bytes of Envoy's buffer. */
+static bool output_add_front(const struct filter *f, bool reply, size_t len) {
+  size_t count = len ? calls[reply].count(f->envoy) : 0;
+  struct slice *chunks = malloc((count + 1) * sizeof *chunks);
+  bool ok = chunks && (!count || (calls[reply].chunks(f->envoy, (envoy_buffer *)chunks) &&
+                                  output_add_slices(chunks, count, 0, len)));
+  free(chunks);
+  return ok;
+}
+
+/* Reads checked ops: how much of the input they use up, and whether all of it
+ * passes as it is. Remembers what they say about bytes to come. */
+static bool read_ops(struct direction *d, const struct op_list *list, size_t total, size_t *used) {
+  size_t offset = 0;
+  bool unchanged = true;
+  for (size_t i = 0; i < list->len; i++) {
+    int64_t op = list->ops[i].op;
+    uint64_t n = (uint64_t)list->ops[i].n, left = total - offset;
+    if (op == OP_MORE) d->need = (size_t)(left + n);
+    if (op == OP_DROP || op == OP_INJECT) unchanged = false;
+    if (op != OP_PASS && op != OP_DROP) continue;
+    if (n > left) *(op == OP_PASS ? &d->passing : &d->dropping) = n - left;
+    offset += (size_t)(n < left ? n : left);
+  }
+  *used = offset;
+  return unchanged && offset == total;
+}
+
+/* Adds what the ops let through. */
+static bool output_add_ops(struct filter *f, bool reply, const struct input *in,
+                           const struct op_list *list) {
+  size_t offset = 0;
+  bool ok = true;
+  for (size_t i = 0; ok && i < list->len; i++) {
+    int64_t op = list->ops[i].op;
+    size_t n = (size_t)list->ops[i].n, left = in->total - offset;
+    if (op == OP_INJECT) ok = output_add_injected(&f->connection, reply, n);
+    if (op != OP_PASS && op != OP_DROP) continue;
+    if (n > left) n = left;
+    if (op == OP_PASS) ok = output_add_slices(in->slices, in->n, offset, n);
+    offset += n;
+  }
+  return ok;
+}
+
+/* -- closing -------------------------------------------------------------------- */
+
+enum { SCHEDULED_CLOSE = 1 };
+
+static void close_connection(struct filter *f, int how) {
+  static const char details[] = "proxylib";
+  envoy_dynamic_module_callback_network_filter_close_with_details(
+      f->envoy, how, (envoy_buffer){details, sizeof details - 1});
+}
+
+/* Ends a connection whose parser gave up. A close inside a write would pull the
+ * upstream connection from under its caller, so that one is scheduled. */
+static int fail(struct filter *f, bool reply, size_t len) {
+  f->dead = true;
+  if (len) calls[reply].drain(f->envoy, len);
+  if (reply) {
+    f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
+    envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, SCHEDULED_CLOSE);
+  } else {
+    close_connection(f, CLOSE_FLUSH_WRITE);
+  }
+  return STATUS_STOP_ITERATION;
+}
+
+/* -- data ------------------------------------------------------------------------ */
+
+/* What a judgement leaves to be done once Python is left. */
+struct outcome {
+  bool ok;       /* false: close */
+  bool rewrite;  /* Envoy's buffer becomes `output` */
+  char *across;  /* bytes to send in the other direction, malloc'ed */
+  size_t across_len;
+};
+
+/* Takes what was injected into the other direction, if that can be sent now. */
+static void take_across(struct filter *f, bool reply, struct outcome *o) {
+  const struct direction *other = &f->directions[!reply];
+  size_t len = connection_injected(&f->connection, !reply);
+  if (!len || other->passing || other->dropping) return;
+  if (!(o->across = malloc(len))) {
+    o->ok = false;
+    return;
+  }
+  o->across_len = connection_take_injected(&f->connection, !reply, o->across, len);
+}
+
+/* Runs the parser over the input and works out what goes on. `skip` bytes at the
+ * front of Envoy's buffer, not part of the input, pass in any case. */
+static struct outcome judge(struct filter *f, bool reply, bool end_stream, const struct input *in,
+                            size_t skip, bool call) {
+  struct direction *d = &f->directions[reply];
+  struct connection *c = &f->connection;
+  struct outcome o = {.ok = true};
+  struct op_list ops = {0};
+  size_t injected = connection_injected(c, reply), used = 0;
+  bool unchanged = !call;
+  if (injected) {
+    o.rewrite = true;
+    o.ok = output_add_front(f, reply, skip) && output_add_injected(c, reply, injected);
+  }
+  if (o.ok && call) {
+    d->need = 0;
+    o.ok = connection_run(c, reply, end_stream, in->slices, in->n, in->total, SIZE_MAX, &ops) ==
+               RESULT_OK &&
+           (!ops.len || ops.ops[ops.len - 1].op != OP_ERROR);
+    unchanged = o.ok && read_ops(d, &ops, in->total, &used);
+  }
+  if (o.ok && call && (o.rewrite || !unchanged)) {
+    if (!o.rewrite) o.ok = output_add_front(f, reply, skip);
+    o.rewrite = true;
+    o.ok = o.ok && output_add_ops(f, reply, in, &ops);
+  }
+  if (o.ok && o.rewrite && !hold(d, in, end_stream ? in->total : used)) {
+    PyObject *logged = PyObject_CallMethod(
+        c->object, "log_status", "s", "Parser error: more than limits.MAX_HELD bytes withheld");
+    if (!logged) python_print_error("log_status");
+    Py_XDECREF(logged);
+    o.ok = false;
+  }
+  take_across(f, reply, &o);
+  op_list_free(&ops);
+  return o;
+}
+
+static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
+  struct direction *d = &f->directions[reply];
+  if (f->dead || !f->open) {
+    if (len) calls[reply].drain(f->envoy, len);
+    return STATUS_STOP_ITERATION;
+  }
+  if (d->passing > len) {
+    d->passing -= len;
+    return STATUS_CONTINUE;
+  }
+  if (d->dropping) {
+    size_t n = d->dropping < len ? (size_t)d->dropping : len;
+    if (n) calls[reply].drain(f->envoy, n);
+    len -= n;
+    d->dropping -= n;
+    if (d->dropping) return end_stream ? STATUS_CONTINUE : STATUS_STOP_ITERATION;
+  }
+  size_t skip = (size_t)d->passing;
+  d->passing = 0;
+
+  struct input in;
+  if (!input_read(&in, f, reply, skip)) return fail(f, reply, len);
+  /* Nobody but this thread changes the buffer, so its size is read without the GIL. */
+  bool call = in.total >= d->need || end_stream;
+  struct outcome o = {.ok = true};
+  if (call || connection_injected(&f->connection, reply)) {
+    output_reset();
+    python_enter();
+    o = judge(f, reply, end_stream, &in, skip, call);
+    python_leave();
+  } else {
+    o.ok = hold(d, &in, 0);
+    o.rewrite = true;
+    output_reset();
+  }
+  input_free(&in);
+
+  if (o.across_len) {
+    envoy_buffer bytes = {o.across, o.across_len};
+    if (reply) {
+      envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, false);
+    } else {
+      envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, false);
+    }
+  }
+  free(o.across);
+  if (!o.ok) return fail(f, reply, len);
+  if (o.rewrite) {
+    if (len) calls[reply].drain(f->envoy, len);
+    if (output.len) {
+      calls[reply].append(f->envoy, (envoy_buffer){output.data, output.len});
+    } else if (!end_stream) {
+      return STATUS_STOP_ITERATION;
+    }
+  } else if (d->held_len) {
+    calls[reply].prepend(f->envoy, (envoy_buffer){d->held, d->held_len});
+    d->held_len = 0;
+  }
+  return STATUS_CONTINUE;
+}
+
+/* -- hooks ------------------------------------------------------------------------- */
+
+static void envoy_log(int level, const char *text) {
+  if (envoy_dynamic_module_callback_log) {
+    envoy_dynamic_module_callback_log(level, (envoy_buffer){text, strlen(text)});
+  } else {
+    fprintf(stderr, "proxylib: %s\n", text);
+  }
+}
+
+/* Logs the current Python exception in one line, and clears it. */
+static void log_exception(const char *what) {
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  PyErr_NormalizeException(&type, &value, &trace);
+  PyObject *text = value ? PyObject_Str(value) : NULL;
+  char line[2048];
+  snprintf(line, sizeof line, "proxylib: %s: %s: %s", what,
+           type ? ((PyTypeObject *)type)->tp_name : "error",
+           text && PyUnicode_AsUTF8(text) ? PyUnicode_AsUTF8(text) : "?");
+  PyErr_Clear();
+  envoy_log(LOG_ERROR, line);
+  Py_XDECREF(text);
+  Py_XDECREF(type);
+  Py_XDECREF(value);
+  Py_XDECREF(trace);
+}
+
+HOOK(const char *, program_init)(void) {
+  /* The newest callback that we need came with the first release that we fit. */
+  if (!envoy_dynamic_module_callback_network_filter_close_with_details ||
+      !envoy_dynamic_module_callback_network_filter_scheduler_commit) {
+    fprintf(stderr, "proxylib: this library fits Envoy %s; the running Envoy lacks parts of that "
+                    "release's dynamic-module ABI\n",
+            PROXYLIB_ENVOY_RELEASES);
+    return NULL;
+  }
+  return ENVOY_ABI_VERSION;
+}
+
+HOOK(void *, network_filter_config_new)
+(envoy_filter_config envoy, envoy_buffer name, envoy_buffer config) {
+  (void)envoy;
+  if (!python_start()) {
+    envoy_log(LOG_ERROR, "proxylib: Python did not start; the reason is on stderr");
+    return NULL;
+  }
+  python_enter();
+  PyObject *result =
+      PyObject_CallMethod(embed_module, "filter_config", "y#y#", name.ptr ? name.ptr : "",
+                          (Py_ssize_t)name.length, config.ptr ? config.ptr : "",
+                          (Py_ssize_t)config.length);
+  if (!result) log_exception("filter configuration refused");
+  python_leave();
+  return result;
+}
+
+HOOK(void, network_filter_config_destroy)(const void *config) {
+  python_enter();
+  PyObject *result = PyObject_CallMethod((PyObject *)config, "close", NULL);
+  if (!result) log_exception("closing a filter configuration");
+  Py_XDECREF(result);
+  Py_DECREF((PyObject *)config);
+  python_leave();
+}
+
+HOOK(void *, network_filter_new)(const void *config, envoy_filter envoy) {
+  struct filter *f = calloc(1, sizeof *f);
+  if (!f) return NULL;
+  f->envoy = envoy;
+  f->config = (PyObject *)config;
+  return f;
+}
+
+HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
+  (void)envoy;
+  struct filter *f = filter;
+  envoy_buffer remote = {"", 0}, local = {"", 0};
+  uint32_t remote_port = 0, local_port = 0;
+  envoy_dynamic_module_callback_network_filter_get_remote_address(f->envoy, &remote, &remote_port);
+  envoy_dynamic_module_callback_network_filter_get_local_address(f->envoy, &local, &local_port);
+  python_enter();
+  PyObject *connection = PyObject_CallMethod(
+      f->config, "open", "s#Is#I", remote.ptr ? remote.ptr : "", (Py_ssize_t)remote.length,
+      remote_port, local.ptr ? local.ptr : "", (Py_ssize_t)local.length, local_port);
+  if (connection && connection != Py_None) f->open = connection_init(&f->connection, connection);
+  if (PyErr_Occurred()) log_exception("opening a connection");
+  Py_XDECREF(connection);
+  python_leave();
+  if (f->open) return STATUS_CONTINUE;
+  close_connection(f, CLOSE_NO_FLUSH);
+  return STATUS_STOP_ITERATION;
+}
+
+HOOK(int, network_filter_read)(envoy_filter envoy, void *filter, size_t length, bool end_stream) {
+  (void)envoy;
+  return on_io(filter, false, length, end_stream);
+}
+
+HOOK(int, network_filter_write)(envoy_filter envoy, void *filter, size_t length, bool end_stream) {
+  (void)envoy;
+  return on_io(filter, true, length, end_stream);
+}
+
+HOOK(void, network_filter_event)(envoy_filter envoy, void *filter, int event) {
+  (void)envoy;
+  struct filter *f = filter;
+  if (event == EVENT_REMOTE_CLOSE || event == EVENT_LOCAL_CLOSE) f->dead = true;
+}
+
+HOOK(void, network_filter_scheduled)(envoy_filter envoy, void *filter, uint64_t event) {
+  (void)envoy;
+  if (event == SCHEDULED_CLOSE) close_connection(filter, CLOSE_FLUSH_WRITE);
+}
+
+HOOK(void, network_filter_destroy)(void *filter) {
+  struct filter *f = filter;
+  if (f->open) {
+    python_enter();
+    connection_close(&f->connection);
+    python_leave();
+  }
+  if (f->scheduler) envoy_dynamic_module_callback_network_filter_scheduler_delete(f->scheduler);
+  free(f->directions[0].held);
+  free(f->directions[1].held);
+  free(f);
+}
+
+/* Envoy asks for these; there is nothing for us in them. */
+HOOK(void, network_filter_http_callout_done)
+(envoy_filter envoy, void *filter, uint64_t id, int result, void *headers, size_t n_headers,
+ envoy_buffer *body, size_t n_body) {
+  (void)envoy, (void)filter, (void)id, (void)result, (void)headers, (void)n_headers, (void)body,
+      (void)n_body;
+}
+
+HOOK(void, network_filter_config_scheduled)(const void *config, uint64_t event) {
+  (void)config, (void)event;
+}
+
+HOOK(void, network_filter_above_write_buffer_high_watermark)(envoy_filter envoy, void *filter) {
+  (void)envoy, (void)filter;
+}
+
+HOOK(void, network_filter_below_write_buffer_low_watermark)(envoy_filter envoy, void *filter) {
+  (void)envoy, (void)filter;
+}

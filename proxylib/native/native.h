@@ -1,0 +1,106 @@
+/* What the C files of libproxylib share.
+ *
+ * start.c      starts Python once, and enters and leaves it on any thread
+ * accesslog.c  the access-log client: encodes, queues and sends off the data path
+ * engine.c     one connection: calls its parser, checks the ops
+ * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
+ * envoy.c      face 2: Envoy's dynamic-module network filter
+ *
+ * Python objects are touched only between python_enter and python_leave.
+ */
+#ifndef PROXYLIB_NATIVE_H
+#define PROXYLIB_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Numbers of the C ABI; proxylib/ops.py has their meaning. */
+enum op { OP_MORE, OP_PASS, OP_DROP, OP_INJECT, OP_ERROR };
+enum filter_result {
+  RESULT_OK,
+  RESULT_POLICY_DROP,
+  RESULT_PARSER_ERROR,
+  RESULT_UNKNOWN_PARSER,
+  RESULT_UNKNOWN_CONNECTION,
+  RESULT_INVALID_ADDRESS,
+  RESULT_INVALID_INSTANCE,
+  RESULT_UNKNOWN_ERROR,
+};
+
+/* start.c */
+
+/* Starts Python and imports proxylib.embed, once; false (with the reason on
+ * stderr) if that failed. Call it before python_enter, without the GIL. */
+bool python_start(void);
+void python_enter(void);
+void python_leave(void);
+
+/* proxylib.embed, after python_start. */
+extern PyObject *embed_module;
+
+/* The bounds of proxylib/limits.py that C keeps. */
+struct limits {
+  int64_t max_held, max_inject, max_op_bytes, window;
+  int64_t max_log_value, max_log_entry, log_queue;
+};
+extern struct limits limits;
+
+/* Prints the current Python exception to stderr and clears it. */
+void python_print_error(const char *where);
+
+/* accesslog.c: the AccessLog type for the module proxylib_native. */
+PyObject *accesslog_type(void);
+
+/* engine.c */
+
+struct slice {
+  const char *data;
+  size_t len;
+};
+
+struct op_entry {
+  int64_t op, n;
+};
+
+struct op_list {
+  struct op_entry *ops;
+  size_t len, cap;
+};
+
+struct connection {
+  PyObject *object;      /* proxylib.connection.Connection */
+  PyObject *call;        /* the parser's on_batch, or the connection's on_data */
+  PyObject *ops;         /* scratch list handed to `call` */
+  PyObject *injected[2]; /* bytearrays: original direction, reply direction */
+  bool batch;
+};
+
+/* Takes a new reference of `object`. False, with a Python error set, on failure. */
+bool connection_init(struct connection *c, PyObject *object);
+
+/* Tells Python that the connection is gone, and forgets it. */
+void connection_close(struct connection *c);
+
+/* Bytes waiting to be injected in a direction. */
+size_t connection_injected(const struct connection *c, bool reply);
+
+/* Moves up to `room` such bytes to `to`; returns their number. */
+size_t connection_take_injected(struct connection *c, bool reply, char *to, size_t room);
+
+/* Runs the parser over `total` bytes in `in` and appends checked ops to `out`.
+ * Stops early once `out` holds `max_ops`. Anything but RESULT_OK closes the
+ * connection, and has been logged. Needs the GIL. */
+enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
+                                  const struct slice *in, size_t n_in, size_t total,
+                                  size_t max_ops, struct op_list *out);
+
+void op_list_free(struct op_list *list);
+
+
+#endif

@@ -1,0 +1,163 @@
+"""The library's xDS client: NPDS and NPHDS over a Unix socket.
+
+Two state-of-the-world streams of one node. Each response is compiled as a whole
+and put in force by one assignment, or refused with a NACK that says why. When the
+control server goes away, what is in force stays, and the client reconnects with
+back-off.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from proxylib.proto import discovery_pb2 as xds
+
+log = logging.getLogger(__name__)
+
+POLICY_TYPE = "type.googleapis.com/cilium.NetworkPolicy"
+HOSTS_TYPE = "type.googleapis.com/cilium.NetworkPolicyHosts"
+POLICY_METHOD = "/cilium.NetworkPolicyDiscoveryService/StreamNetworkPolicies"
+HOSTS_METHOD = "/cilium.NetworkPolicyHostsDiscoveryService/StreamNetworkPolicyHosts"
+
+FIRST_BACKOFF = 0.2
+MAX_BACKOFF = 10.0
+"""Seconds between attempts to reach the control server; doubles from first to last."""
+
+MAX_RESPONSE = 256 << 20
+"""Largest response, bytes."""
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_RESPONSE),
+    # Reconnecting is ours: gRPC's own back-off would double it.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
+    # Each client has its own connection, whatever else the process does.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+Apply = Callable[[str, Sequence[bytes]], None]
+"""``apply(version, resources)``: puts a response in force, or raises with the reason."""
+
+GRPC_INVALID_ARGUMENT = 3
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """One resource type of one stream."""
+
+    type_url: str
+    method: str
+    apply: Apply
+
+
+class Client:
+    """Subscribes to `subscriptions` at the Unix socket `path` as node `node_id`."""
+
+    def __init__(self, path: str, node_id: str, subscriptions: Sequence[Subscription]) -> None:
+        self._stopped = threading.Event()
+        self._tried = [threading.Event() for _ in subscriptions]
+        self._channel = grpc.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
+        self._calls: dict[str, grpc.RpcContext] = {}
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(subscription, node_id, tried),
+                name=f"proxylib-{subscription.type_url.rpartition('.')[2]}",
+                daemon=True,
+            )
+            for subscription, tried in zip(subscriptions, self._tried, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_first(self, timeout: float) -> None:
+        """Wait until each stream has had its first response or failure, at most `timeout` s."""
+        for tried in self._tried:
+            tried.wait(timeout)
+
+    def close(self) -> None:
+        """End the streams. What they have put in force stays."""
+        self._stopped.set()
+        for call in list(self._calls.values()):
+            call.cancel()
+        self._channel.close()
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    def _run(self, sub: Subscription, node_id: str, tried: threading.Event) -> None:
+        backoff = FIRST_BACKOFF
+        while not self._stopped.is_set():
+            try:
+                if self._stream(sub, node_id, tried):
+                    backoff = FIRST_BACKOFF
+            except Exception as error:
+                if not self._stopped.is_set():
+                    log.warning("%s: %s", sub.type_url.rpartition(".")[2], _reason(error))
+            tried.set()
+            self._stopped.wait(backoff)
+            backoff = min(2 * backoff, MAX_BACKOFF)
+
+    def _stream(self, sub: Subscription, node_id: str, tried: threading.Event) -> bool:
+        """Run one stream to its end; True if it brought anything."""
+        requests: queue.SimpleQueue[xds.DiscoveryRequest | None] = queue.SimpleQueue()
+        node = xds.Node(id=node_id)
+        requests.put(xds.DiscoveryRequest(type_url=sub.type_url, node=node))
+        call = self._channel.stream_stream(
+            sub.method,
+            request_serializer=xds.DiscoveryRequest.SerializeToString,
+            response_deserializer=xds.DiscoveryResponse.FromString,
+        )(_until_none(requests))
+        self._calls[sub.type_url] = call
+        accepted = ""
+        brought = False
+        try:
+            if self._stopped.is_set():
+                call.cancel()
+            for response in call:
+                brought = True
+                request = _answer(sub, response, accepted)
+                accepted = request.version_info
+                requests.put(request)
+                tried.set()
+        finally:
+            requests.put(None)
+        return brought
+
+
+def _answer(
+    sub: Subscription, response: xds.DiscoveryResponse, accepted: str
+) -> xds.DiscoveryRequest:
+    """Apply a response: the ACK, or the NACK with the reason."""
+    request = xds.DiscoveryRequest(type_url=sub.type_url, response_nonce=response.nonce)
+    try:
+        wrong = {r.type_url for r in response.resources} - {sub.type_url}
+        if response.type_url != sub.type_url or wrong:
+            raise ValueError(f"not a response of {sub.type_url}: {wrong or response.type_url}")
+        sub.apply(response.version_info, [r.value for r in response.resources])
+        request.version_info = response.version_info
+    except Exception as error:
+        request.version_info = accepted
+        request.error_detail.code = GRPC_INVALID_ARGUMENT
+        request.error_detail.message = str(error) or type(error).__name__
+        log.warning("version %s refused: %s", response.version_info, error)
+    return request
+
+
+def _until_none(
+    requests: queue.SimpleQueue[xds.DiscoveryRequest | None],
+) -> Iterator[xds.DiscoveryRequest]:
+    while (request := requests.get()) is not None:
+        yield request
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+        return f"{error.code().name}: {error.details()}"
+    return f"{type(error).__name__}: {error}"
