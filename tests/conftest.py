@@ -1,0 +1,89 @@
+"""Fixtures for tests anywhere: connections under a parser, at two levels.
+
+`open_host` runs a dialogue in pure Python and, as a second test, through the built
+library in a C host. Write a parser's dialogues against it once::
+
+    def test_halt(open_host):
+        host = open_host("r2d2", [{"cmd": "HALT"}])
+        assert host.client(b"HALT\\r\\n") == b"HALT\\r\\n"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from proxylib.testing import Host, LogRecord
+from tests.native.chost import CHost, Rig, compile_host
+
+Rules = Sequence[Mapping[str, str]] | None
+
+
+class AnyHost(Protocol):
+    """What `Host` and `CHost` share."""
+
+    closed: bool
+
+    @property
+    def ops(self) -> list[tuple[int, int]]: ...
+    @property
+    def log(self) -> list[LogRecord]: ...
+    def set_policy(self, parser: str, rules: Rules) -> None: ...
+    def client(self, *chunks: bytes, end: bool = False) -> bytes: ...
+    def server(self, *chunks: bytes, end: bool = False) -> bytes: ...
+    def take(self, reply: bool) -> bytes: ...
+
+
+class OpenHost(Protocol):
+    def __call__(
+        self, parser: str, rules: Rules = None, *, deny: Sequence[Mapping[str, str]] = ()
+    ) -> AnyHost: ...
+
+
+def text_log(host: AnyHost) -> list[tuple[str, dict[str, str]]]:
+    """The log as (entry type, fields), with fields as text whatever the level."""
+    return [
+        (record.entry_type.name, {key: _text(value) for key, value in record.fields.items()})
+        for record in host.log
+    ]
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@pytest.fixture(scope="session")
+def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled C host."""
+    return compile_host(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def rig(host_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A C host with the library, a policy server and a log socket, shared by all tests."""
+    rig = Rig(host_program, tmp_path_factory.mktemp("rig"))
+    yield rig
+    rig.close()
+
+
+@pytest.fixture(params=["python", "c-abi"])
+def open_host(request: pytest.FixtureRequest) -> Iterator[OpenHost]:
+    """Opens connections under a parser; see the module's docstring."""
+    if request.param == "python":
+        yield Host
+        return
+    rig: Rig = request.getfixturevalue("rig")
+    opened: list[CHost] = []
+
+    def open_chost(
+        parser: str, rules: Rules = None, *, deny: Sequence[Mapping[str, str]] = ()
+    ) -> AnyHost:
+        opened.append(CHost(rig, parser, rules, deny=deny))
+        return opened[-1]
+
+    yield open_chost
+    for host in opened:
+        host.close()

@@ -1,0 +1,36 @@
+"""An installation of the library elsewhere, with parsers of its own.
+
+The package is copied to the site-packages of a bare virtual environment whose
+entry points are the parsers of hostile.py: what a third party's installation
+looks like, and no variable says where it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import proxylib
+from proxylib.native import LIBRARY
+from tests.native import hostile
+
+ROOT = Path(__file__).parents[2]
+
+
+def install(prefix: Path) -> Path:
+    """Make the installation in `prefix`; returns its library."""
+    venv.create(prefix, symlinks=True, with_pip=False)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = prefix / "lib" / version / "site-packages"
+    shutil.copytree(Path(proxylib.__file__).parent, site / "proxylib")
+    shutil.copy(hostile.__file__, site / "hostile.py")
+    (site / "rest.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+    info = site / "hostile-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hostile\nVersion: 1\n")
+    points = "\n".join(f"{name} = hostile" for name in hostile.NAMES)
+    (info / "entry_points.txt").write_text(f"[proxylib.parsers]\n{points}\n")
+    return site / "proxylib" / LIBRARY
