@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from proxylib import limits
 from proxylib.errors import ParserError
 from proxylib.message import Properties
-from proxylib.ops import ERROR, INJECT, MORE, NOP, EntryType, FilterResult
+from proxylib.ops import DROP, ERROR, INJECT, MORE, NOP, PASS, EntryType, FilterResult
 from proxylib.parser import BatchParser, Parser
 from proxylib.policy import Decision, PolicyMap
 
@@ -175,26 +175,34 @@ class Connection:
     def _loop(
         self, parser: Parser, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]
     ) -> None:
-        left = sum(map(len, data))
+        left = len(data[0]) if len(data) == 1 else sum(map(len, data))
         buffer = self.injected[reply]
-        free = len(buffer)
+        placed = 0
         for _ in range(MAX_OPS):
             op, n = parser.on_data(reply, end_stream, data)
             if op == NOP:
                 return
-            if not MORE <= op <= ERROR or not 0 < n <= limits.MAX_OP_BYTES:
+            if not 0 < n <= limits.MAX_OP_BYTES:
                 raise ParserError(f"op {op!r} with length {n!r}")
-            if op == INJECT:
-                free += n
-                if free > len(buffer):
-                    raise ParserError(f"INJECT {n} of {len(buffer) - free + n} injected bytes")
-                ops += (INJECT, n)
-                continue
-            ops += (op, n)
-            if op == ERROR or op == MORE or n > left:
+            if op == PASS or op == DROP:
+                ops += (op, n)
+                if n >= left:
+                    if n > left:
+                        return
+                    data = []
+                else:
+                    data = advance(data, n)
+                left -= n
+            elif op == INJECT:
+                placed += n
+                if placed > len(buffer):
+                    raise ParserError(f"INJECT of {placed} bytes, {len(buffer)} are there")
+                ops += (op, n)
+            elif op == MORE or op == ERROR:
+                ops += (op, n)
                 return
-            left -= n
-            data = advance(data, n)
+            else:
+                raise ParserError(f"unknown op {op!r}")
 
     def panic(self, error: BaseException) -> FilterResult:
         """Log what a parser raised; returns PARSER_ERROR, which closes the connection."""

@@ -41,30 +41,34 @@ class FramedParser(BatchParser):
         """Hook: see one reply frame, which then passes."""
 
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
-        framing = (self.reply_framing or self.framing) if reply else self.framing
-        frame_end, strip = framing.end, framing.strip
-        judge = self._reply if reply else self._request
+        if reply:
+            self._replies(data, ops)
+            return
+        frame_end, strip = self.framing.end, self.framing.strip
+        connection = self.connection
+        request, matches, log = self.request, connection.matcher, connection.log
         start = 0
         while (end := frame_end(data, start)) > 0:
-            verdict = judge(data[start : end - strip])
-            ops += (verdict, end - start)
+            message = request(data[start : end - strip])
+            if message is None:
+                ops += (PASS, end - start)
+            elif matches(message):
+                log(_REQUEST, message)
+                ops += (PASS, end - start)
+            else:
+                log(_DENIED, message)
+                error = self.denied(message)
+                if error:
+                    connection.inject(True, error)
+                ops += (DROP, end - start)
             start = end
         ops += (MORE, -end)
 
-    def _request(self, frame: bytes) -> int:
-        message = self.request(frame)
-        if message is None:
-            return PASS
-        connection = self.connection
-        if connection.matches(message):
-            connection.log(_REQUEST, message)
-            return PASS
-        connection.log(_DENIED, message)
-        error = self.denied(message)
-        if error:
-            connection.inject(True, error)
-        return DROP
-
-    def _reply(self, frame: bytes) -> int:
-        self.response(frame)
-        return PASS
+    def _replies(self, data: bytes, ops: list[int]) -> None:
+        framing = self.reply_framing or self.framing
+        start = 0
+        while (end := framing.end(data, start)) > 0:
+            self.response(data[start : end - framing.strip])
+            ops += (PASS, end - start)
+            start = end
+        ops += (MORE, -end)

@@ -83,7 +83,7 @@ def compile_hosts(resources: Iterable[bytes], *, version: str) -> HostMap:
             else:
                 table = ranges[network.version][network.prefixlen]
                 key = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
-            if table.setdefault(key, hosts.policy) != hosts.policy:  # type: ignore[arg-type,call-overload]
+            if table.setdefault(key, hosts.policy) != hosts.policy:  # type: ignore[arg-type]
                 raise PolicyError(f"identity {hosts.policy}: {text} has an identity already")
     return HostMap(version, addresses, {v: dict(lengths) for v, lengths in ranges.items()})
 

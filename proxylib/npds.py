@@ -86,7 +86,7 @@ class Client:
         """End the streams. What they have put in force stays."""
         self._stopped.set()
         for call in list(self._calls.values()):
-            call.cancel()
+            call.cancel()  # type: ignore[no-untyped-call]
         self._channel.close()
         for thread in self._threads:
             thread.join(timeout=2)
@@ -119,7 +119,7 @@ class Client:
         brought = False
         try:
             if self._stopped.is_set():
-                call.cancel()
+                call.cancel()  # type: ignore[no-untyped-call]
             for response in call:
                 brought = True
                 request = _answer(sub, response, accepted)
@@ -157,7 +157,7 @@ def _until_none(
         yield request
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
+def _reason(error: object) -> str:
+    if isinstance(error, grpc.Call):
         return f"{error.code().name}: {error.details()}"
     return f"{type(error).__name__}: {error}"

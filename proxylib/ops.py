@@ -8,6 +8,7 @@ proxylib C ABI's ``FilterOp``.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Op(IntEnum):
@@ -56,11 +57,11 @@ class EntryType(IntEnum):
     Denied = 2
 
 
-# Module constants, so that a parser's hot path loads a global and not an
-# attribute of an enum.
-MORE = Op.MORE
-PASS = Op.PASS
-DROP = Op.DROP
-INJECT = Op.INJECT
-ERROR = Op.ERROR
-NOP = Op.NOP
+# Module constants, so that a parser's hot path loads a global and not an attribute
+# of an enum.
+MORE: Final = Op.MORE
+PASS: Final = Op.PASS
+DROP: Final = Op.DROP
+INJECT: Final = Op.INJECT
+ERROR: Final = Op.ERROR
+NOP: Final = Op.NOP

@@ -48,7 +48,12 @@ struct log {
   int fd; /* the sender's alone, as all below */
   struct queue sending;
   int64_t close_deadline;
+  struct log *next; /* in the list of open logs */
 };
+
+/* Open logs, for a process that exits without closing its modules. */
+static pthread_mutex_t logs_mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct log *logs;
 
 typedef struct {
   PyObject_HEAD
@@ -383,6 +388,33 @@ static void *sender(void *argument) {
   return NULL;
 }
 
+/* Sends what is queued, for a bounded time, and ends the sender. */
+static void log_stop(struct log *log) {
+  pthread_mutex_lock(&log->mutex);
+  log->stop = true;
+  pthread_cond_signal(&log->wake);
+  pthread_mutex_unlock(&log->mutex);
+  pthread_join(log->thread, NULL);
+}
+
+__attribute__((destructor)) static void stop_all(void) {
+  pthread_mutex_lock(&logs_mutex);
+  for (struct log *log = logs; log; log = log->next) log_stop(log);
+  logs = NULL;
+  pthread_mutex_unlock(&logs_mutex);
+}
+
+/* False if `log` was in the list no more. */
+static bool unlist(const struct log *log) {
+  pthread_mutex_lock(&logs_mutex);
+  struct log **at = &logs;
+  while (*at && *at != log) at = &(*at)->next;
+  bool found = *at != NULL;
+  if (found) *at = log->next;
+  pthread_mutex_unlock(&logs_mutex);
+  return found;
+}
+
 /* -- Python types ------------------------------------------------------------ */
 
 static PyObject *stream_call(PyObject *callable, PyObject *const *args, size_t flags,
@@ -466,13 +498,9 @@ static PyObject *accesslog_close(PyObject *object, PyObject *ignored) {
   AccessLog *self = (AccessLog *)object;
   struct log *log = self->log;
   self->log = NULL;
-  if (log) {
+  if (log && unlist(log)) {
     Py_BEGIN_ALLOW_THREADS;
-    pthread_mutex_lock(&log->mutex);
-    log->stop = true;
-    pthread_cond_signal(&log->wake);
-    pthread_mutex_unlock(&log->mutex);
-    pthread_join(log->thread, NULL);
+    log_stop(log);
     Py_END_ALLOW_THREADS;
     free(log->queue.data);
     free(log->sending.data);
@@ -507,6 +535,10 @@ static PyObject *accesslog_new(PyTypeObject *type, PyObject *args, PyObject *key
     errno = pthread_create(&log->thread, NULL, sender, log);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (errno == 0) {
+      pthread_mutex_lock(&logs_mutex);
+      log->next = logs;
+      logs = log;
+      pthread_mutex_unlock(&logs_mutex);
       self->log = log;
       return (PyObject *)self;
     }

@@ -63,7 +63,7 @@ def extension(releases: tuple[str, ...]) -> Extension:
     )
 
 
-class BuildLibrary(build_ext):
+class BuildLibrary(build_ext):  # type: ignore[misc]
     """build_ext that writes cffi's C code first, and names the file as Envoy wants it."""
 
     def get_ext_filename(self, fullname: str) -> str:
