@@ -1,0 +1,108 @@
+"""Warnings: what is legal in a policy and probably not what its author meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+from proxylib.rules import Regex
+from xds.documents import find_parser
+from xds.endpoints import Endpoint
+from xds.labels import LabelSet, Operator, Requirement, Selector
+from xds.policy import L7, Policy, Rule
+from xds.source import Origin, Problem
+
+_CLOSE = 0.8
+"""How similar (difflib's ratio) a label must be to one that exists to be a likely typo."""
+
+
+def lint(policies: Iterable[Policy], endpoints: Sequence[Endpoint]) -> list[Problem]:
+    """Warnings about `policies`, given the endpoints that there are."""
+    known = list(dict.fromkeys(endpoint.labels for endpoint in endpoints))
+    return [warning for policy in policies for warning in _policy(policy, known)]
+
+
+def _policy(policy: Policy, known: Sequence[LabelSet]) -> Iterator[Problem]:
+    yield from _selector(policy.subject, policy.origin.below("endpointSelector"), known)
+    for ingress, peers in ((True, "fromEndpoints"), (False, "toEndpoints")):
+        for rule in policy.rules(ingress=ingress):
+            for index, selector in enumerate(rule.peers or ()):
+                yield from _selector(selector, rule.origin.below(peers, index), known)
+            yield from _rule(rule)
+
+
+def _rule(rule: Rule) -> Iterator[Problem]:
+    if rule.deny and rule.empty:
+        message = "denies nobody; to deny everybody write an empty selector: [{}]"
+        yield Problem(rule.origin.place, message)
+    for port_rule in rule.ports or ():
+        if port_rule.l7 is not None:
+            yield from _l7(port_rule.l7)
+
+
+def _l7(l7: L7) -> Iterator[Problem]:
+    fields = find_parser(l7.proto).rule_class.fields
+    items = Origin(l7.origin.document, (*l7.origin.path[:-1], "l7"))
+    for index, pairs in enumerate(l7.rules):
+        for key, value in pairs:
+            if value and isinstance(fields.get(key), Regex) and not anchored(value):
+                message = (
+                    f"the regex {value!r} matches anywhere in the value; "
+                    "anchor it with ^ and $ if it is to match the whole"
+                )
+                yield Problem(items.below(index, key).place, message)
+
+
+def anchored(pattern: str) -> bool:
+    """True if every alternative of the RE2 `pattern` says where it starts and ends.
+
+    ``.*`` at an end says so too: what it lets through was written out.
+    """
+    return all(
+        part.startswith(("^", r"\A", ".*")) and part.endswith(("$", r"\z", ".*"))
+        for part in _alternatives(pattern)
+    )
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The parts of `pattern` between ``|`` that stand in no group and no class."""
+    parts, depth, in_class, escaped = [""], 0, False, False
+    for char in pattern:
+        if not escaped:
+            if in_class:
+                in_class = char != "]"
+            elif char == "[":
+                in_class = True
+            elif char == "|" and depth == 0:
+                parts.append("")
+                continue
+            depth += (char == "(") - (char == ")") if not in_class else 0
+        escaped = char == "\\" and not escaped
+        parts[-1] += char
+    return parts
+
+
+def _selector(selector: Selector, origin: Origin, known: Sequence[LabelSet]) -> Iterator[Problem]:
+    if selector.names_reserved or any(selector.matches(labels) for labels in known):
+        return
+    hints = [hint for r in selector.requirements for hint in _hints(r, known)]
+    hint = f"; {'; '.join(sorted(hints))}" if hints else ""
+    yield Problem(origin.place, f"selects no endpoint: {selector}{hint}")
+
+
+def _hints(requirement: Requirement, known: Sequence[LabelSet]) -> Iterator[str]:
+    """Labels that exist and nearly are what `requirement` asks for."""
+    if requirement.operator not in (Operator.IN, Operator.EXISTS):
+        return
+    if any(requirement.matches(labels) for labels in known):
+        return
+    labels = {label for labels in known for label in labels}
+    keys = {label.key for label in labels}
+    if requirement.key not in keys:
+        for key in difflib.get_close_matches(requirement.key, keys, n=1, cutoff=_CLOSE):
+            yield f"there is a label {key!r}, did you mean that?"
+        return
+    there = {label.value: label for label in sorted(labels) if label.key == requirement.key}
+    for value in sorted(requirement.values):
+        for close in difflib.get_close_matches(value, there, n=1, cutoff=_CLOSE):
+            yield f"there is {there[close]}, did you mean that?"

@@ -1,0 +1,170 @@
+"""Checking the shape of documents with pydantic, and saying what is wrong in their terms.
+
+`Shape` is the base of every model of a document; `check` validates a document
+and turns pydantic's errors into problems with a place, collecting all of them.
+Nothing unknown is ever ignored: what the author wrote and we do not know may be
+the part that was to protect something.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from xds.labels import check_part, split_key
+from xds.source import MAX_PROBLEMS, Document, DocumentError, Path, Problem, dotted
+
+T = TypeVar("T")
+M = TypeVar("M", bound="Shape")
+
+
+class Shape(BaseModel):
+    """A mapping with known fields only. Values are never converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        # In Kubernetes null is "not given", which can mean "everybody".
+        raise PydanticCustomError("null", "is empty; give it a value or leave the field out")
+    return value
+
+
+def _label_key(text: str) -> str:
+    split_key(text)
+    return text
+
+
+def _label_value(text: str) -> str:
+    check_part(text)
+    return text
+
+
+Optional = Annotated[T | None, BeforeValidator(_not_null)]
+"""A field that may be left out, but not be null."""
+
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
+
+_UNION_TAGS = {"[key]", "<mapping>", "<list>"}
+"""Steps of pydantic's locations that are not in the document."""
+
+_MAX_SHOWN = 80
+"""Longest value quoted in a message, characters."""
+
+Fields = Mapping[str, type[Shape] | tuple[type[Shape], ...]]
+"""Which shape stands under which field name; "" is the document itself."""
+
+
+def check(model: type[M], document: Document, fields: Fields, later: frozenset[str]) -> M:
+    """`document` as a `model`. Raises DocumentError with every problem.
+
+    fields: for the hints on unknown fields: where a known field belongs.
+    later: fields that exist in Cilium and are not supported here.
+    """
+    try:
+        return model.model_validate(document.value)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[:MAX_PROBLEMS]
+    raise DocumentError([_problem(detail, document, fields, later) for detail in details])
+
+
+def _problem(
+    detail: ErrorDetails, document: Document, fields: Fields, later: frozenset[str]
+) -> Problem:
+    path = _real_path(detail["loc"], document.value)
+    if detail["type"] == "extra_forbidden":
+        return document.problem(path, _unknown_field(path, fields, later))
+    return document.problem(path, _message(detail))
+
+
+def _real_path(loc: Path, value: Any) -> Path:
+    """pydantic's location without the steps that only pydantic takes."""
+    path: list[str | int] = []
+    for step in loc:
+        if step in _UNION_TAGS:
+            continue
+        if step == 0 and isinstance(value, dict):
+            # A single mapping where a list of them may stand.
+            continue
+        path.append(step)
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            value = None
+    return tuple(path)
+
+
+def _message(detail: ErrorDetails) -> str:
+    kind, value = detail["type"], detail["input"]
+    if value is None and kind not in ("null", "value_error", "missing"):
+        return "is empty; if its content follows below, indent it further"
+    template = _MESSAGES.get(kind, detail["msg"])
+    # Not str.format on pydantic's own text: that has the author's values in it.
+    if template == detail["msg"]:
+        return template
+    return template.format(value=_show(value), **detail.get("ctx", {}))
+
+
+_MESSAGES = {
+    "value_error": "{error}",
+    "missing": "is required",
+    "string_type": "must be text, not {value}; put it in quotes",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number, not {value}",
+    "list_type": "must be a list (its items start with '- ')",
+    "model_type": "must be a mapping of fields, not {value}",
+    "dict_type": "must be a mapping of fields, not {value}",
+    "literal_error": "must be {expected}, not {value}",
+    "too_short": "must have at least {min_length} item",
+    "too_long": "has more than {max_length} items",
+}
+"""Our words for pydantic's error types; others keep pydantic's."""
+
+
+def _show(value: object) -> str:
+    match value:
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case bool():
+            return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def _unknown_field(path: Path, fields: Fields, later: frozenset[str]) -> str:
+    name = str(path[-1])
+    if name in later:
+        return "is not supported in this version; the policy is refused, not enforced in part"
+    # The field whose content this is: the last name above that is not an index.
+    above = next((step for step in reversed(path[:-1]) if isinstance(step, str)), "")
+    here = {known for model in _shapes(fields, above) for known in model.model_fields}
+    owners = [field for field in fields if field != above and name in _names(fields, field)]
+    if owners:
+        return f"does not belong here; it belongs under {_places(owners)} (check the indentation)"
+    close = difflib.get_close_matches(name, here, n=1)
+    if close:
+        return f"unknown field; did you mean {close[0]!r}?"
+    where = dotted(path[:-1]) or "the document"
+    return f"unknown field; known in {where}: {', '.join(sorted(here)) or 'none'}"
+
+
+def _shapes(fields: Fields, name: str) -> tuple[type[Shape], ...]:
+    found = fields.get(name, ())
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _names(fields: Fields, field: str) -> set[str]:
+    return {name for model in _shapes(fields, field) for name in model.model_fields}
+
+
+def _places(names: list[str]) -> str:
+    texts = [repr(name) if name else "the top level" for name in names]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
