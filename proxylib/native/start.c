@@ -13,6 +13,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -51,6 +52,9 @@ static bool start_interpreter(void) {
     return false;
   }
   find_executable(executable, sizeof executable);
+  /* The two that CPython heeds even in isolation; they would hide our environment. */
+  unsetenv("PYTHONEXECUTABLE");
+  unsetenv("__PYVENV_LAUNCHER__");
   PyConfig config;
   PyConfig_InitIsolatedConfig(&config);
   PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, executable);
