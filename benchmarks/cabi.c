@@ -1,0 +1,91 @@
+/* Times the C ABI from a host without Python: nanoseconds per OnData call.
+ *
+ *   cabi LIBRARY XDS_PATH LOG_PATH PARSER POLICY_NAME SRC_ID DST_ADDR CALLS < message
+ *
+ * One message per call in the original direction, in one connection; every fifth of
+ * the calls is timed by itself and the median is printed as a JSON line.
+ */
+#include <dlfcn.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct {
+  const char *p;
+  ptrdiff_t n;
+} GoString;
+
+typedef struct {
+  void *data;
+  int64_t len, cap;
+} GoSlice;
+
+typedef struct {
+  uint64_t op;
+  int64_t n_bytes;
+} FilterOp;
+
+static GoString string(const char *text) { return (GoString){text, (ptrdiff_t)strlen(text)}; }
+
+static double now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+  if (argc != 9) return 2;
+  void *library = dlopen(argv[1], RTLD_NOW);
+  if (!library) {
+    fprintf(stderr, "%s\n", dlerror());
+    return 1;
+  }
+  uint64_t (*open_module)(GoSlice, uint8_t) = dlsym(library, "OpenModule");
+  int32_t (*new_connection)(uint64_t, GoString, uint64_t, uint8_t, uint32_t, uint32_t, GoString,
+                            GoString, GoString, GoSlice *, GoSlice *) =
+      dlsym(library, "OnNewConnection");
+  int32_t (*on_data)(uint64_t, uint8_t, uint8_t, GoSlice *, GoSlice *) = dlsym(library, "OnData");
+  void (*close_module)(uint64_t) = dlsym(library, "CloseModule");
+
+  GoString params[] = {string("xds-path"), string(argv[2]), string("access-log-path"),
+                       string(argv[3])};
+  uint64_t instance = open_module((GoSlice){params, 2, 2}, 0);
+  char buffers[2][1024];
+  GoSlice inject[2] = {{buffers[0], 0, 1024}, {buffers[1], 0, 1024}};
+  int32_t result = new_connection(instance, string(argv[4]), 1, 1, (uint32_t)atoi(argv[6]), 0,
+                                  string("127.0.0.1:40000"), string(argv[7]), string(argv[5]),
+                                  &inject[0], &inject[1]);
+  if (!instance || result) {
+    fprintf(stderr, "instance %lu, OnNewConnection %d\n", (unsigned long)instance, result);
+    return 1;
+  }
+  static char message[1 << 16];
+  size_t len = fread(message, 1, sizeof message, stdin);
+  GoSlice slice = {message, (int64_t)len, (int64_t)len}, data = {&slice, 1, 1};
+  FilterOp ops[16];
+  double rounds[5];
+  long calls = atol(argv[8]) / 5;
+  for (int round = 0; round < 5; round++) {
+    double start = now_ns();
+    for (long i = 0; i < calls; i++) {
+      GoSlice out = {ops, 0, 16};
+      if (on_data(1, 0, 0, &data, &out) || out.len < 1 || ops[0].op != 1) {
+        fprintf(stderr, "call %ld: not passed\n", i);
+        return 1;
+      }
+    }
+    rounds[round] = (now_ns() - start) / (double)calls;
+  }
+  qsort(rounds, 5, sizeof *rounds, by_value);
+  printf("{\"ns\": %.0f}\n", rounds[2]);
+  close_module(instance);
+  return 0;
+}

@@ -1,0 +1,199 @@
+/* A load generator and an upstream that batches its replies.
+ *
+ *   load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request
+ *   load server ADDR PORT REPLY_BYTES < reply
+ *
+ * The client keeps DEPTH copies of the request in flight on each connection and
+ * prints, as one JSON line, the requests done, the seconds, and the latency of a
+ * round (DEPTH replies) in microseconds. The server answers each line that ends in
+ * CRLF with the reply, all lines of one read in one write.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define TIMEOUT_MS 20000
+
+static void die(const char *what) {
+  perror(what);
+  exit(1);
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static size_t read_all(char **to) {
+  size_t len = 0, cap = 4096, n;
+  *to = malloc(cap);
+  while ((n = fread(*to + len, 1, cap - len, stdin)) > 0) {
+    len += n;
+    if (len == cap) *to = realloc(*to, cap *= 2);
+  }
+  return len;
+}
+
+static struct sockaddr_in address(char **argv) {
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
+  inet_pton(AF_INET, argv[0], &a.sin_addr);
+  return a;
+}
+
+static void no_delay(int fd) { setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); }
+
+/* One connection of the client, or of the server. */
+struct peer {
+  int fd;
+  size_t unsent, unread; /* bytes of this round */
+  size_t at;             /* how far the round's bytes are sent */
+  double started;
+  char last; /* server: the byte before this read */
+};
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static void send_round(struct peer *p, const char *data, size_t len) {
+  while (p->at < len) {
+    ssize_t n = send(p->fd, data + p->at, len - p->at, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n < 0) die("send");
+    p->at += (size_t)n;
+  }
+}
+
+static int client(char **argv) {
+  struct sockaddr_in to = address(argv);
+  int n = atoi(argv[2]), depth = atoi(argv[3]);
+  long left = atol(argv[4]);
+  size_t reply = (size_t)atol(argv[5]) * (size_t)depth;
+  char *one, *buffer = malloc(1 << 20);
+  size_t one_len = read_all(&one), len = one_len * (size_t)depth;
+  char *request = malloc(len);
+  for (int i = 0; i < depth; i++) memcpy(request + (size_t)i * one_len, one, one_len);
+
+  struct peer *peers = calloc((size_t)n, sizeof *peers);
+  long rounds = left / depth, started = 0, done = 0;
+  double *latency = malloc(sizeof *latency * (size_t)(rounds + n));
+  int poll = epoll_create1(0);
+  for (int i = 0; i < n; i++) {
+    peers[i].fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(peers[i].fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect");
+    no_delay(peers[i].fd);
+    struct epoll_event e = {.events = EPOLLIN, .data.ptr = &peers[i]};
+    epoll_ctl(poll, EPOLL_CTL_ADD, peers[i].fd, &e);
+  }
+  double begin = now();
+  for (int i = 0; i < n && started < rounds; i++, started++) {
+    peers[i].started = now();
+    peers[i].unread = reply;
+    send_round(&peers[i], request, len);
+  }
+  while (done < started) {
+    struct epoll_event events[64];
+    int ready = epoll_wait(poll, events, 64, TIMEOUT_MS);
+    if (ready <= 0) die("no reply");
+    for (int i = 0; i < ready; i++) {
+      struct peer *p = events[i].data.ptr;
+      ssize_t got = recv(p->fd, buffer, 1 << 20, MSG_DONTWAIT);
+      if (got < 0 && errno == EAGAIN) continue;
+      if (got <= 0) die("closed");
+      if ((size_t)got > p->unread) {
+        fprintf(stderr, "more reply bytes than expected\n");
+        return 1;
+      }
+      p->unread -= (size_t)got;
+      send_round(p, request, len);
+      if (p->unread) continue;
+      latency[done++] = (now() - p->started) * 1e6;
+      if (started < rounds) {
+        started++;
+        p->at = 0;
+        p->unread = reply;
+        p->started = now();
+        send_round(p, request, len);
+      }
+    }
+  }
+  double seconds = now() - begin;
+  qsort(latency, (size_t)done, sizeof *latency, by_value);
+  printf("{\"requests\": %ld, \"seconds\": %.6f, \"p50_us\": %.1f, \"p99_us\": %.1f}\n",
+         done * depth, seconds, latency[done / 2], latency[done * 99 / 100]);
+  return 0;
+}
+
+/* Sends what a peer is owed; its bytes repeat the reply. */
+static void answer(struct peer *p, const char *replies, size_t reply_len, size_t replies_len) {
+  while (p->unsent) {
+    size_t start = p->at % reply_len, n = replies_len - start;
+    if (n > p->unsent) n = p->unsent;
+    ssize_t sent = send(p->fd, replies + start, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent <= 0) return;
+    p->unsent -= (size_t)sent;
+    p->at += (size_t)sent;
+  }
+}
+
+static void server(char **argv) {
+  struct sockaddr_in at = address(argv);
+  char *one, *buffer = malloc(1 << 16);
+  size_t reply_len = read_all(&one), copies = 1 + (256 << 10) / reply_len;
+  char *replies = malloc(reply_len * copies);
+  for (size_t i = 0; i < copies; i++) memcpy(replies + i * reply_len, one, reply_len);
+  int listener = socket(AF_INET, SOCK_STREAM, 0), poll = epoll_create1(0);
+  setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+  if (bind(listener, (struct sockaddr *)&at, sizeof at) < 0 || listen(listener, 1024) < 0) die("bind");
+  struct epoll_event e = {.events = EPOLLIN, .data.ptr = NULL};
+  epoll_ctl(poll, EPOLL_CTL_ADD, listener, &e);
+  for (;;) {
+    struct epoll_event events[64];
+    int ready = epoll_wait(poll, events, 64, -1);
+    for (int i = 0; i < ready; i++) {
+      struct peer *p = events[i].data.ptr;
+      if (!p) {
+        p = calloc(1, sizeof *p);
+        p->fd = accept(listener, NULL, NULL);
+        no_delay(p->fd);
+        e = (struct epoll_event){.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = p};
+        epoll_ctl(poll, EPOLL_CTL_ADD, p->fd, &e);
+        continue;
+      }
+      for (;;) {
+        ssize_t got = recv(p->fd, buffer, 1 << 16, MSG_DONTWAIT);
+        if (got == 0 || (got < 0 && errno != EAGAIN)) {
+          close(p->fd);
+          free(p);
+          p = NULL;
+        }
+        if (got <= 0) break;
+        for (ssize_t k = 0; k < got; k++) {
+          if (buffer[k] == '\n' && p->last == '\r') p->unsent += reply_len;
+          p->last = buffer[k];
+        }
+        answer(p, replies, reply_len, reply_len * copies);
+      }
+      if (p) answer(p, replies, reply_len, reply_len * copies);
+    }
+  }
+}
+
+int main(int argc, char **argv) {
+  if (argc == 8 && !strcmp(argv[1], "client")) return client(argv + 2);
+  if (argc == 5 && !strcmp(argv[1], "server")) server(argv + 2);
+  fprintf(stderr, "usage: load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request\n"
+                  "       load server ADDR PORT - < reply\n");
+  return 2;
+}
