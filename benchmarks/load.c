@@ -3,8 +3,8 @@
  *   load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request
  *   load server ADDR PORT REPLY_BYTES < reply
  *
- * The client keeps DEPTH copies of the request in flight on each connection and
- * prints, as one JSON line, the requests done, the seconds, and the latency of a
+ * The client keeps DEPTH copies of the request in flight on each connection, with
+ * the eight '#' of "########" replaced by a number that counts requests, and prints, as one JSON line, the requests done, the seconds, and the latency of a
  * round (DEPTH replies) in microseconds. The server answers each line that ends in
  * CRLF with the reply, all lines of one read in one write.
  */
@@ -12,6 +12,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,7 @@ static void no_delay(int fd) { setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1
 /* One connection of the client, or of the server. */
 struct peer {
   int fd;
+  char *request; /* client: this round's requests */
   size_t unsent, unread; /* bytes of this round */
   size_t at;             /* how far the round's bytes are sent */
   double started;
@@ -64,6 +66,16 @@ struct peer {
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
+}
+
+/* Writes the numbers of one round into its requests; see the head of the file. */
+static void number_round(char *request, size_t one_len, int depth, ptrdiff_t mark) {
+  static unsigned number;
+  for (int i = 0; mark >= 0 && i < depth; i++) {
+    char *at = request + (size_t)i * one_len + mark;
+    unsigned n = number++ % 100000000;
+    for (int digit = 7; digit >= 0; digit--, n /= 10) at[digit] = (char)('0' + n % 10);
+  }
 }
 
 static void send_round(struct peer *p, const char *data, size_t len) {
@@ -82,14 +94,16 @@ static int client(char **argv) {
   size_t reply = (size_t)atol(argv[5]) * (size_t)depth;
   char *one, *buffer = malloc(1 << 20);
   size_t one_len = read_all(&one), len = one_len * (size_t)depth;
-  char *request = malloc(len);
-  for (int i = 0; i < depth; i++) memcpy(request + (size_t)i * one_len, one, one_len);
-
   struct peer *peers = calloc((size_t)n, sizeof *peers);
   long rounds = left / depth, started = 0, done = 0;
   double *latency = malloc(sizeof *latency * (size_t)(rounds + n));
   int poll = epoll_create1(0);
+  ptrdiff_t mark = -1;
   for (int i = 0; i < n; i++) {
+    char *request = peers[i].request = malloc(len + 1);
+    for (int k = 0; k < depth; k++) memcpy(request + (size_t)k * one_len, one, one_len);
+    request[len] = 0;
+    if (i == 0) mark = strstr(request, "########") ? strstr(request, "########") - request : -1;
     peers[i].fd = socket(AF_INET, SOCK_STREAM, 0);
     if (connect(peers[i].fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect");
     no_delay(peers[i].fd);
@@ -100,7 +114,8 @@ static int client(char **argv) {
   for (int i = 0; i < n && started < rounds; i++, started++) {
     peers[i].started = now();
     peers[i].unread = reply;
-    send_round(&peers[i], request, len);
+    number_round(peers[i].request, one_len, depth, mark);
+    send_round(&peers[i], peers[i].request, len);
   }
   while (done < started) {
     struct epoll_event events[64];
@@ -116,7 +131,7 @@ static int client(char **argv) {
         return 1;
       }
       p->unread -= (size_t)got;
-      send_round(p, request, len);
+      send_round(p, p->request, len);
       if (p->unread) continue;
       latency[done++] = (now() - p->started) * 1e6;
       if (started < rounds) {
@@ -124,7 +139,8 @@ static int client(char **argv) {
         p->at = 0;
         p->unread = reply;
         p->started = now();
-        send_round(p, request, len);
+        number_round(p->request, one_len, depth, mark);
+        send_round(p, p->request, len);
       }
     }
   }

@@ -18,6 +18,13 @@ _MAX_MEM = 8 << 20
 """RE2's memory budget per program, bytes (its own default)."""
 
 
+_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_TEXT = 256
+"""Answers that a test remembers, and the longest text remembered, bytes: a call
+through RE2's binding costs several times the match itself, and traffic repeats
+itself (hot keys, a handful of tables or topics)."""
+
+
 def _options() -> re2.Options:
     options = re2.Options()
     options.log_errors = False
@@ -54,9 +61,17 @@ def searcher(patterns: Iterable[str]) -> Test:
     # patterns fall back to the NFA inside RE2 instead.
     match = matcher._set.Match
     is_ascii = bytes.isascii
+    recent: dict[bytes, bool] = {}
 
     def test(text: bytes) -> bool:
-        return bool(match(text if is_ascii(text) else _like_go(text)))
+        found = recent.get(text)
+        if found is None:
+            found = bool(match(text if is_ascii(text) else _like_go(text)))
+            if len(text) <= _MAX_REMEMBERED_TEXT:
+                if len(recent) >= _MAX_REMEMBERED:
+                    recent.clear()
+                recent[text] = found
+        return found
 
     return test
 
