@@ -27,7 +27,7 @@ from xds.source import MAX_PROBLEMS, DocumentError, Problem
 NETWORK_POLICY = "type.googleapis.com/cilium.NetworkPolicy"
 NETWORK_POLICY_HOSTS = "type.googleapis.com/cilium.NetworkPolicyHosts"
 
-_WIRE_PROTOCOLS: Mapping[str, tuple[npds.Protocol, ...]] = {
+_WIRE_PROTOCOLS: Mapping[str, tuple[npds.Protocol.ValueType, ...]] = {
     "TCP": (npds.TCP,),
     "UDP": (npds.UDP,),
     "ANY": (npds.TCP, npds.UDP),
@@ -40,7 +40,7 @@ Resources = dict[str, tuple[bytes, ...]]
 
 Select = Callable[[Selector], frozenset[int]]
 
-EntryKey = tuple[int, int, "npds.Protocol"]
+EntryKey = tuple[int, int, npds.Protocol.ValueType]
 RuleKey = tuple[bool, tuple[int, ...], str]
 """(deny, remotes, l7proto): rules that agree in these are one on the wire."""
 

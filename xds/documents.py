@@ -7,6 +7,7 @@ of a document or raises DocumentError with everything that is wrong with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, cast
 
 from proxylib.errors import PolicyError, RegistrationError, RuleError
@@ -66,22 +67,20 @@ def _cilium_network_policy(document: Document) -> list[Policy]:
         parsed = check(model.CiliumNetworkPolicy, document, model.FIELDS, model.LATER)
     except DocumentError as error:
         problems += error.problems
-    problems += list(_l7_problems(document))[: MAX_PROBLEMS - len(problems)]
+    problems += islice(_l7_problems(document), MAX_PROBLEMS)
     if problems or parsed is None:
-        raise DocumentError(problems)
-    return [_policy(parsed.metadata.name, spec, document, path) for spec, path in _specs(parsed)]
-
-
-def _specs(parsed: model.CiliumNetworkPolicy) -> Iterator[tuple[model.Spec, Path]]:
+        raise DocumentError(sorted(problems, key=lambda p: (p.place.line, p.place.column)))
+    name = parsed.metadata.name
+    specs: list[tuple[model.Spec, Path]] = []
     if parsed.spec is not None:
-        yield parsed.spec, ("spec",)
+        specs.append((parsed.spec, ("spec",)))
+    single = isinstance(document.value["specs"], dict) if parsed.specs else False
     for index, spec in enumerate(parsed.specs or ()):
-        yield spec, ("specs", index)
+        specs.append((spec, ("specs",) if single else ("specs", index)))
+    return [_policy(name, spec, Origin(document, path)) for spec, path in specs]
 
 
-def _policy(name: str, spec: model.Spec, document: Document, path: Path) -> Policy:
-    origin = Origin(document, path)
-
+def _policy(name: str, spec: model.Spec, origin: Origin) -> Policy:
     def rules(field: str, peers: str, deny: bool) -> Iterator[Rule]:
         for index, item in enumerate(getattr(spec, field) or ()):
             yield _rule(item, getattr(item, peers), deny, origin.below(field, index))

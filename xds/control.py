@@ -1,0 +1,316 @@
+"""The control server as others use it: files or texts in, rules in force out.
+
+Everything that can be wrong with a change is found before anything is published:
+a change is in force whole, or nothing of it is and the errors say why.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from watchfiles import watch
+
+from proxylib.errors import ConfigError, ProxylibError
+from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources, compile_resources
+from xds.documents import load_policies
+from xds.endpoints import Endpoint, load_endpoints, with_extra
+from xds.identity import Identities
+from xds.lint import lint
+from xds.policy import Policy
+from xds.server import DiscoveryServer
+from xds.source import Document, DocumentError, Problem, read_documents, read_file
+from xds.stream import StreamStatus
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+_Source = tuple[str, Callable[[], str]]
+"""A document's name in messages, and how to get its text."""
+
+_SUFFIXES = (".yaml", ".yml")
+
+_WATCH_DEBOUNCE_MS = 200
+"""Changes that come together (an editor's, a directory copy) are one reload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the control server has, and what its subscribers made of it.
+
+    revision counts the changes that were accepted; `versions` are those of each
+    resource type, to compare with what each stream has acknowledged.
+    """
+
+    revision: int
+    policies: int
+    endpoints: int
+    identities: Mapping[int, str]
+    versions: Mapping[str, int]
+    streams: Sequence[StreamStatus]
+    warnings: Sequence[Problem]
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    policies: list[Document]
+    endpoints: list[Document]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    policies: Sequence[Policy] = ()
+    endpoints: Sequence[Endpoint] = ()
+    resources: Resources = field(default_factory=dict)
+    warnings: Sequence[Problem] = ()
+
+
+class ControlServer:
+    """Serves policies over NPDS and NPHDS on a Unix socket.
+
+    socket_path: where to listen; socket_mode: the permissions there.
+    policies: YAML files, and directories whose .yaml and .yml files count. With
+        none, every endpoint may do everything.
+    endpoints: the endpoints file; None means that none is known by labels.
+    extra_endpoints: IP addresses that get a policy too, without labels, unless
+        the endpoints file names them.
+    state_file: keeps identity numbers across restarts.
+    watch_files: reload when a file changes. on_error and on_change are then called
+        after each reload, on the watcher's thread, with the error or the warnings.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path,
+        policies: Sequence[Path] = (),
+        endpoints: Path | None = None,
+        *,
+        extra_endpoints: Iterable[str] = (),
+        state_file: Path | None = None,
+        socket_mode: int = 0o600,
+        watch_files: bool = False,
+        on_error: Callable[[ProxylibError], None] | None = None,
+        on_change: Callable[[Sequence[Problem]], None] | None = None,
+    ) -> None:
+        self._policy_paths = tuple(policies)
+        self._endpoints_path = endpoints
+        self._extra = tuple(extra_endpoints)
+        self._identities = Identities(state_file)
+        self._endpoint_ids: dict[tuple[str, ...], int] = {}
+        self._server = DiscoveryServer(socket_path, mode=socket_mode)
+        self._loaded = _Loaded()
+        self._revision = 0
+        self._last_error = ""
+        self._lock = threading.RLock()
+        self._watch_files = watch_files
+        self._on_error = on_error
+        self._on_change = on_change
+        self._watcher: threading.Thread | None = None
+        self._stop_watching = threading.Event()
+
+    def start(self) -> Sequence[Problem]:
+        """Load everything and listen; the warnings about the policies.
+
+        Raises DocumentError for documents that cannot be put in force, and
+        ConfigError for a socket, state file or address that cannot be used.
+        """
+        warnings = self.reload()
+        self._server.start()
+        if self._watch_files and (self._policy_paths or self._endpoints_path):
+            self._stop_watching.clear()
+            self._watcher = threading.Thread(target=self._watch, name="xds-watch", daemon=True)
+            self._watcher.start()
+        return warnings
+
+    def stop(self) -> None:
+        """Close all streams and remove the socket. Subscribers keep the last policy."""
+        self._stop_watching.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+        self._server.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def reload(self) -> Sequence[Problem]:
+        """Read the files again and put them in force; the warnings about them.
+
+        Raises DocumentError with everything that is wrong; what was in force stays.
+        """
+        return self._apply(self._read_files)
+
+    def set_documents(
+        self, policies: Mapping[str, str], endpoints: str | None = None
+    ) -> Sequence[Problem]:
+        """Put these YAML texts in force, instead of the files; the warnings about them.
+
+        policies: text by the name that messages are to call it. Raises as `reload`
+        does, which also goes back to the files.
+        """
+
+        def read() -> _Documents:
+            texts: list[_Source] = [(name, partial(str, text)) for name, text in policies.items()]
+            return _read(texts, [] if endpoints is None else [("endpoints", lambda: endpoints)])
+
+        return self._apply(read)
+
+    def status(self) -> Status:
+        """A consistent view of what is loaded and of every subscriber."""
+        with self._lock:
+            loaded = self._loaded
+            users = {self._identities.number(e.labels): str(e.labels) for e in loaded.endpoints}
+            return Status(
+                revision=self._revision,
+                policies=len(loaded.policies),
+                endpoints=len(loaded.endpoints),
+                identities=dict(sorted(users.items())),
+                versions=self._server.versions(),
+                streams=self._server.streams(),
+                warnings=loaded.warnings,
+                last_error=self._last_error,
+            )
+
+    def wait_acked(
+        self, timeout: float, *, streams: Collection[str] = (NETWORK_POLICY, NETWORK_POLICY_HOSTS)
+    ) -> bool:
+        """Wait until the newest version is in force everywhere; False after `timeout` seconds.
+
+        That is: every connected stream has acknowledged the newest version of its
+        type, and there is at least one stream of each type in `streams`.  A
+        subscriber that refuses it is not reached; `status` has its reason.
+        """
+
+        def in_force(subscribers: list[StreamStatus], versions: dict[str, int]) -> bool:
+            live = [stream for stream in subscribers if stream.connected]
+            return {s.type_url for s in live} >= set(streams) and all(
+                s.acked_version == versions[s.type_url] for s in live
+            )
+
+        return self._server.wait(in_force, timeout)
+
+    def _apply(self, read: Callable[[], _Documents]) -> Sequence[Problem]:
+        with self._lock:
+            try:
+                loaded = self._load(read())
+                self._identities.save()
+            except ProxylibError as error:
+                self._last_error = str(error)
+                raise
+            self._loaded = loaded
+            self._last_error = ""
+            if self._server.publish(loaded.resources):
+                self._revision += 1
+            return loaded.warnings
+
+    def _load(self, documents: _Documents) -> _Loaded:
+        problems: list[Problem] = []
+        policies = _gather(problems, load_policies, documents.policies)
+        endpoints = _gather(problems, load_endpoints, documents.endpoints)
+        if problems:
+            raise DocumentError(problems)
+        try:
+            endpoints = with_extra(endpoints, self._extra)
+        except ValueError as error:
+            raise ConfigError(f"extra endpoint: {error}") from error
+        resources = compile_resources(policies, endpoints, self._identities, self._endpoint_id)
+        return _Loaded(policies, endpoints, resources, lint(policies, endpoints))
+
+    def _endpoint_id(self, endpoint: Endpoint) -> int:
+        return self._endpoint_ids.setdefault(endpoint.addresses, len(self._endpoint_ids) + 1)
+
+    def _read_files(self) -> _Documents:
+        policies = [file for path in self._policy_paths for file in _yaml_files(path)]
+        endpoints = [self._endpoints_path] if self._endpoints_path is not None else []
+        return _read(map(_file_source, policies), map(_file_source, endpoints))
+
+    def _watch(self) -> None:
+        watched = [path.absolute() for path in (*self._policy_paths, self._endpoints_path) if path]
+        # Directories, because editors and Kubernetes replace files rather than write them.
+        directories = {path if path.is_dir() else path.parent for path in watched}
+        for changes in watch(
+            *directories,
+            stop_event=self._stop_watching,
+            debounce=_WATCH_DEBOUNCE_MS,
+            recursive=False,
+            raise_interrupt=False,
+        ):
+            if any(_concerns(Path(name), watched) for _, name in changes):
+                self._reload_watched()
+
+    def _reload_watched(self) -> None:
+        try:
+            warnings = self.reload()
+        except ProxylibError as error:
+            if self._on_error is not None:
+                self._on_error(error)
+        else:
+            if self._on_change is not None:
+                self._on_change(warnings)
+
+
+def _gather(problems: list[Problem], load: Callable[[A], list[T]], argument: A) -> list[T]:
+    """What `load` makes of `argument`; its problems go to `problems` instead of up."""
+    try:
+        return load(argument)
+    except DocumentError as error:
+        problems += error.problems
+        return []
+
+
+def _read(policies: Iterable[_Source], endpoints: Iterable[_Source]) -> _Documents:
+    """The documents of all sources. Raises DocumentError with the problems of all."""
+    problems: list[Problem] = []
+
+    def documents(source: _Source) -> list[Document]:
+        name, text = source
+        return read_documents(name, text())
+
+    found = _Documents(
+        [document for source in policies for document in _gather(problems, documents, source)],
+        [document for source in endpoints for document in _gather(problems, documents, source)],
+    )
+    if problems:
+        raise DocumentError(problems)
+    return found
+
+
+def _file_source(path: Path) -> _Source:
+    return str(path), partial(read_file, path)
+
+
+def _yaml_files(path: Path) -> list[Path]:
+    """`path`, or the YAML files in it if it is a directory, in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    try:
+        return sorted(file for file in path.iterdir() if _is_policy_name(file))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _is_policy_name(path: Path) -> bool:
+    return path.suffix in _SUFFIXES and not path.name.startswith(".")
+
+
+def _concerns(changed: Path, watched: Sequence[Path]) -> bool:
+    """True if the change of a file may change what `watched` files say."""
+    if changed in watched:
+        return True
+    # Kubernetes swaps a link called ..data under the files of a volume.
+    return changed.name.startswith("..") or (changed.parent in watched and _is_policy_name(changed))
