@@ -13,6 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from betterproto2 import Message
+from envoy_data_plane.envoy.config.accesslog.v3 import (
+    AccessLog,
+    AccessLogFilter,
+    ResponseFlagFilter,
+)
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
     Admin,
     Bootstrap,
@@ -25,7 +30,13 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterDiscoveryType,
 )
 from envoy_data_plane.envoy.config.core.v3 import Address as EnvoyAddress
-from envoy_data_plane.envoy.config.core.v3 import Node, Pipe, SocketAddress
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    Node,
+    Pipe,
+    SocketAddress,
+    SubstitutionFormatString,
+)
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
     Endpoint,
@@ -34,6 +45,7 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
 )
 from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
 from envoy_data_plane.envoy.config.overload.v3 import OverloadManager, ResourceMonitor
+from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StderrAccessLog
 from envoy_data_plane.envoy.extensions.dynamic_modules.v3 import DynamicModuleConfig
 from envoy_data_plane.envoy.extensions.filters.network.dynamic_modules.v3 import (
     DynamicModuleNetworkFilter,
@@ -53,6 +65,10 @@ LISTENER = "proxy"
 CLUSTER = "upstream"
 
 CONNECT_TIMEOUT = timedelta(seconds=5)
+
+
+CONNECT_FAILURE = "connect-failure:"
+"""Starts the line in Envoy's log that tells why a client's connection got no upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +167,7 @@ def _listener(config: BootstrapConfig) -> Listener:
         cluster=CLUSTER,
         # Protocols with long silences are none of the proxy's business.
         idle_timeout=timedelta(0),
+        access_log=[_connect_failures()],
     )
     return Listener(
         name=LISTENER,
@@ -166,6 +183,20 @@ def _listener(config: BootstrapConfig) -> Listener:
         # One socket per worker spreads connections evenly; with one worker it
         # would only let a second Envoy share the port unnoticed.
         enable_reuse_port=config.concurrency > 1,
+    )
+
+
+def _connect_failures() -> AccessLog:
+    """Envoy's own log line for a connection that found no upstream."""
+    line = (
+        f"{CONNECT_FAILURE} %UPSTREAM_TRANSPORT_FAILURE_REASON% (%RESPONSE_FLAGS_LONG%), "
+        "client %DOWNSTREAM_REMOTE_ADDRESS% was disconnected\n"
+    )
+    text = SubstitutionFormatString(text_format_source=DataSource(inline_string=line))
+    return AccessLog(
+        name="envoy.access_loggers.stderr",
+        filter=AccessLogFilter(response_flag_filter=ResponseFlagFilter(flags=["UF", "UH", "UO"])),
+        typed_config=Any.pack(StderrAccessLog(log_format=text)),
     )
 
 

@@ -143,6 +143,8 @@ class EnvoyProcess:
                 *("--concurrency", str(concurrency)),
                 *("--log-level", log_level),
                 *("--log-format", LOG_FORMAT),
+                # A line of the connection log (bootstrap.py) comes at once, not after 10 s.
+                *("--file-flush-interval-msec", "100"),
                 "--disable-hot-restart",
             ],
             stdin=subprocess.DEVNULL,
@@ -166,7 +168,7 @@ class EnvoyProcess:
         """Its exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         """True as soon as it has ended; False if it still runs after `timeout` seconds."""
         try:
             self._process.wait(timeout)
@@ -224,6 +226,7 @@ class EnvoyProcess:
 
     def stop(self, grace: float = STOP_GRACE) -> int:
         """End it: SIGTERM, and SIGKILL after `grace` seconds. Returns its exit status."""
+        self._on_log = lambda line: None  # its farewells are no news
         if self.returncode is None:
             self._process.send_signal(signal.SIGTERM)
             if not self.wait(grace):

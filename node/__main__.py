@@ -1,0 +1,5 @@
+"""``python -m node`` is ``proxylib``."""
+
+from node.cli import main
+
+main()

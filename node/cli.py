@@ -1,0 +1,88 @@
+"""The command ``proxylib``.
+
+Each command is a module in commands/, imported only when it is called: a command
+that prints a path must not wait for gRPC.  What goes wrong for a user is one
+message on stderr and an exit status (errors.py), never a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from node.errors import NodeError
+from proxylib.errors import ProxylibError
+
+_PROXYLIB_ERROR_STATUS = 2
+"""Documents and parser files that are wrong are the user's input."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named in a table: name -> module that has `command`."""
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._table:
+            return None
+        module, _ = self._table[cmd_name]
+        command = importlib.import_module(module).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in self._table.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NodeError as error:
+            status, message = error.exit_status, str(error)
+        except ProxylibError as error:
+            status, message = _PROXYLIB_ERROR_STATUS, str(error)
+        click.echo(click.style("proxylib: error: ", fg="red", bold=True) + message, err=True)
+        ctx.exit(status)
+
+
+@click.command(
+    cls=LazyGroup,
+    table={
+        "run": ("node.commands.run", "Put a parser between clients and a server, now."),
+        "accesslog": ("node.commands.accesslog", "Read the decisions that proxies log."),
+        "parser": ("node.commands.parser", "The parsers that are installed."),
+        "policy": ("node.commands.policy", "Check policy documents."),
+        "lib-path": ("node.commands.lib_path", "Print where the shared library is."),
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="proxylib", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Envoy L7 extensions in Python: judge what a protocol says, by policy.
+
+    \b
+    Start with
+      proxylib run r2d2 --listen 127.0.0.1:4000 --upstream 127.0.0.1:4001
+
+    Exit status: 0 all is well; 1 the answer is "no" (a document is wrong); 2 the
+    command line or its input is wrong; 3 something is missing on this machine;
+    4 Envoy died.
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(cli.main(arguments, prog_name="proxylib"))
