@@ -1,6 +1,6 @@
 /* Times the C ABI from a host without Python: nanoseconds per OnData call.
  *
- *   cabi LIBRARY XDS_PATH LOG_PATH PARSER POLICY_NAME SRC_ID DST_ADDR CALLS < message
+ *   cabi LIBRARY XDS_PATH LOG_PATH PARSER POLICY_NAME DST_ADDR CALLS < message
  *
  * One message per call in the original direction, in one connection, the eight '#' of
  * "########" replaced by the number of the call. Five rounds of CALLS are timed, and
@@ -43,7 +43,7 @@ static int by_value(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 9) return 2;
+  if (argc != 8) return 2;
   void *library = dlopen(argv[1], RTLD_NOW);
   if (!library) {
     fprintf(stderr, "%s\n", dlerror());
@@ -61,8 +61,8 @@ int main(int argc, char **argv) {
   uint64_t instance = open_module((GoSlice){params, 2, 2}, 0);
   char buffers[2][1024];
   GoSlice inject[2] = {{buffers[0], 0, 1024}, {buffers[1], 0, 1024}};
-  int32_t result = new_connection(instance, string(argv[4]), 1, 1, (uint32_t)atoi(argv[6]), 0,
-                                  string("127.0.0.1:40000"), string(argv[7]), string(argv[5]),
+  int32_t result = new_connection(instance, string(argv[4]), 1, 1, 2, 0,
+                                  string("127.0.0.1:40000"), string(argv[6]), string(argv[5]),
                                   &inject[0], &inject[1]);
   if (!instance || result) {
     fprintf(stderr, "instance %lu, OnNewConnection %d\n", (unsigned long)instance, result);
@@ -74,7 +74,7 @@ int main(int argc, char **argv) {
   GoSlice slice = {message, (int64_t)len, (int64_t)len}, data = {&slice, 1, 1};
   FilterOp ops[16];
   double rounds[5];
-  long calls = atol(argv[8]);
+  long calls = atol(argv[7]);
   for (int round = 0; round < 5; round++) {
     double start = now_ns();
     for (long i = 0; i < calls; i++) {

@@ -1,12 +1,14 @@
 /* A load generator and an upstream that batches its replies.
  *
  *   load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request
- *   load server ADDR PORT REPLY_BYTES < reply
+ *   load server ADDR PORT < reply
+ *   load consumer PATH
  *
  * The client keeps DEPTH copies of the request in flight on each connection, with
  * the eight '#' of "########" replaced by a number that counts requests, and prints, as one JSON line, the requests done, the seconds, and the latency of a
  * round (DEPTH replies) in microseconds. The server answers each line that ends in
- * CRLF with the reply, all lines of one read in one write.
+ * CRLF with the reply, all lines of one read in one write. The consumer reads an
+ * access-log socket and throws the entries away.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -206,10 +209,25 @@ static void server(char **argv) {
   }
 }
 
+static void consumer(const char *path) {
+  struct sockaddr_un at = {.sun_family = AF_UNIX};
+  static char packet[1 << 16];
+  snprintf(at.sun_path, sizeof at.sun_path, "%s", path);
+  int listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+  if (bind(listener, (struct sockaddr *)&at, sizeof at) < 0 || listen(listener, 1) < 0) die("bind");
+  for (;;) {
+    int fd = accept(listener, NULL, NULL);
+    while (recv(fd, packet, sizeof packet, 0) > 0) continue;
+    close(fd);
+  }
+}
+
 int main(int argc, char **argv) {
   if (argc == 8 && !strcmp(argv[1], "client")) return client(argv + 2);
-  if (argc == 5 && !strcmp(argv[1], "server")) server(argv + 2);
+  if (argc == 4 && !strcmp(argv[1], "server")) server(argv + 2);
+  if (argc == 3 && !strcmp(argv[1], "consumer")) consumer(argv[2]);
   fprintf(stderr, "usage: load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request\n"
-                  "       load server ADDR PORT - < reply\n");
+                  "       load server ADDR PORT < reply\n"
+                  "       load consumer PATH\n");
   return 2;
 }

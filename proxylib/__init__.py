@@ -24,7 +24,17 @@ from proxylib.ops import (
 )
 from proxylib.parser import BatchParser, Parser, ParserFactory
 from proxylib.registry import parser, register_parser_factory
-from proxylib.rules import Contains, Exact, Field, L7Rule, Matcher, Prefix, Regex, Suffix, affix_test
+from proxylib.rules import (
+    Contains,
+    Exact,
+    Field,
+    L7Rule,
+    Matcher,
+    Prefix,
+    Regex,
+    Suffix,
+    affix_test,
+)
 
 __all__ = [
     "DROP",
@@ -53,8 +63,8 @@ __all__ = [
     "Prefix",
     "Properties",
     "ProxylibError",
-    "RegistrationError",
     "Regex",
+    "RegistrationError",
     "RuleError",
     "Suffix",
     "affix_test",

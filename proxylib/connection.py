@@ -207,7 +207,7 @@ class Connection:
     def panic(self, error: BaseException) -> FilterResult:
         """Log what a parser raised; returns PARSER_ERROR, which closes the connection."""
         if isinstance(error, ParserError):
-            status = f"Parser error: {error}"
+            status = f"Parser error: {_text(error)}"
         else:
             status = f"Panic: {type(error).__name__}: {_text(error)}{_place(error)}"
         self.log_status(status)
@@ -243,7 +243,7 @@ def advance(data: list[bytes], n: int) -> list[bytes]:
 def _text(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception as broken:
+    except BaseException as broken:
         text = f"<no text: {type(broken).__name__}>"
     return text[: limits.MAX_PANIC_TEXT]
 

@@ -119,9 +119,7 @@ class FilterConfig:
     policy_name: str
     destination: str
 
-    def open(
-        self, remote: str, remote_port: int, local: str, local_port: int
-    ) -> Connection | None:
+    def open(self, remote: str, remote_port: int, local: str, local_port: int) -> Connection | None:
         """A connection that Envoy has accepted; None to close it at once."""
         src_addr = join_address(remote, remote_port)
         dst_addr = self.destination or join_address(local, local_port)

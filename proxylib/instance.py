@@ -168,7 +168,7 @@ def destination_port(address: str) -> int | None:
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 10:
         return None
     bracketed = host.startswith("[") and host.endswith("]")
-    if ":" in host and not bracketed or "[" in host[1:] or "]" in host[:-1]:
+    if (":" in host and not bracketed) or "[" in host[1:] or "]" in host[:-1]:
         return None
     if host.startswith("[") != host.endswith("]"):
         return None

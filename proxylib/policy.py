@@ -232,9 +232,7 @@ def _compile_ports(
     return tuple(ports)
 
 
-def _compile_rule(
-    rule: npds.PortNetworkPolicyRule, where: str, find_factory: FindFactory
-) -> Rule:
+def _compile_rule(rule: npds.PortNetworkPolicyRule, where: str, find_factory: FindFactory) -> Rule:
     remotes = frozenset(rule.remote_policies)
     verdict = rule.WhichOneof("verdict")
     if verdict == "deny" and rule.deny:

@@ -72,14 +72,22 @@ def load_parser_file(path: Path) -> list[str]:
 
     Raises RegistrationError if it cannot be imported or registers nothing.
     """
-    before = set(_factories)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    before = dict(_factories)
+    # Not by its bare stem: a file named json.py must not become everybody's json.
+    module_name = f"proxylib_parser_file.{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise RegistrationError(f"{path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    _load(str(path), lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
-    names = sorted(set(_factories) - before)
+    sys.modules[module_name] = module
+    try:
+        _load(str(path), lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    except RegistrationError:
+        _factories.clear()
+        _factories.update(before)
+        del sys.modules[module_name]
+        raise
+    names = sorted(set(_factories) - set(before))
     if not names:
         raise RegistrationError(f"{path}: registers no parser (use @parser(NAME))")
     return names
@@ -90,5 +98,5 @@ def _load(what: str, load: Callable[[], object]) -> None:
         load()
     except RegistrationError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RegistrationError(f"{what}: {type(error).__name__}: {error}") from error

@@ -208,10 +208,16 @@ def _any_of(alternatives: list[Alternative], deny: bool) -> Matcher:
         matcher = _any_of(bucket + rest, deny)
         table[value] = table[value.encode()] = matcher
     default = _any_of(rest, deny)
+    several = _residual(alternatives, deny)
     key = exact.of
 
     def match(message: Properties) -> bool:
-        return table.get(message[key], default)(message)
+        value = message[key]
+        if type(value) is not bytes:
+            if not isinstance(value, (str, int)):
+                return several(message)
+            value = str(value)
+        return table.get(value, default)(message)
 
     return match
 
@@ -226,25 +232,27 @@ def _residual(alternatives: list[Alternative], deny: bool) -> Matcher:
             singles[field].append(value)
         else:
             matchers.append(_all_of(alternative, deny))
-    matchers += [_on(field.of, field.test(values, deny)) for field, values in singles.items()]
+    matchers += [_on(field.of, field.test(values, deny), deny) for field, values in singles.items()]
     if len(matchers) == 1:
         return matchers[0]
     return lambda message: any(matcher(message) for matcher in matchers)
 
 
 def _all_of(alternative: Alternative, deny: bool) -> Matcher:
-    matchers = [_on(field.of, field.test([value], deny)) for field, value in alternative]
+    matchers = [_on(field.of, field.test([value], deny), deny) for field, value in alternative]
     return lambda message: all(matcher(message) for matcher in matchers)
 
 
-def _on(name: str, test: Test) -> Matcher:
+def _on(name: str, test: Test, deny: bool) -> Matcher:
+    # Of several values, an allowing rule must cover each, a denying one only one.
+    of_several = any if deny else all
+
     def match(message: Properties) -> bool:
         value = message[name]
         if type(value) is bytes:
             return test(value)
         if isinstance(value, (str, int)):
             return test(str(value).encode())
-        # Several values: the rule must cover each of them.
-        return all(test(item) for item in value)  # type: ignore[arg-type]
+        return of_several(test(item) for item in value)  # type: ignore[arg-type]
 
     return match
