@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
         "run": ("node.commands.run", "Put a parser between clients and a server, now."),
         "accesslog": ("node.commands.accesslog", "Read the decisions that proxies log."),
         "parser": ("node.commands.parser", "The parsers that are installed."),
-        "policy": ("node.commands.policy", "Check policy documents."),
+        "policy": ("node.commands.policy", "Check policy documents, or serve them."),
         "lib-path": ("node.commands.lib_path", "Print where the shared library is."),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -103,10 +103,10 @@ class PolicyServer:
                 return f"the rules are not in force after {timeout:g} s"
         status = self.control.status()
         version = status.versions[NETWORK_POLICY]
-        what = "everything is allowed" if not status.policies else f"{status.policies} specs"
+        about = "" if status.policies else ", without a policy: everything is allowed"
         self._report(
             "rules",
-            f"rules in force (version {version}): {what}, {status.endpoints} endpoints",
+            f"rules in force (version {version}){about}",
             "good",
             version=version,
             policies=status.policies,

