@@ -33,8 +33,11 @@ def main(rounds: int, scale: float, only: str | None, as_json: bool) -> None:
         if proxy_rows and not as_json:
             click.echo(proxying.show(proxy_rows))
     if as_json:
-        rows = {"calls": call_rows, "proxying": proxy_rows}
-        click.echo(json.dumps({k: [dataclasses.asdict(r) for r in v] for k, v in rows.items()}))
+        rows = {
+            "calls": [dataclasses.asdict(row) for row in call_rows],
+            "proxying": [dataclasses.asdict(row) for row in proxy_rows],
+        }
+        click.echo(json.dumps(rows))
 
 
 if __name__ == "__main__":

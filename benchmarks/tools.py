@@ -134,9 +134,8 @@ def envoy(
     port = free_port(CLIENT)
     config = folder / f"{name}.json"
     config.write_text(json.dumps(bootstrap(port, upstream, filter_config)))
-    command = [find_envoy(), "-c", config, "--concurrency", "1", "-l", "warning"]
     with process(
-        *command,
+        *(find_envoy(), "-c", config, "--concurrency", "1", "-l", "warning"),
         "--use-dynamic-base-id",
         log=folder / f"{name}.log",
         ENVOY_DYNAMIC_MODULES_SEARCH_PATH=str(library_path().parent),

@@ -192,19 +192,30 @@ class InstanceTable:
         Raises OSError or ValueError for an unusable access-log path.
         """
         with self._lock:
-            for number, instance in self._instances.items():
-                if _same(instance.parameters, parameters):
-                    instance.references += 1
-                    break
-            else:
+            number = self._find(parameters)
+            if number is None:
                 path = parameters.access_log_path
                 instance = Instance(parameters, self.open_log(path) if path else None)
                 instance.start()
                 number = next(self._numbers)
                 self._instances[number] = instance
+            else:
+                instance = self._instances[number]
+                instance.references += 1
         if instance.client is not None:
             instance.client.wait_first(FIRST_POLICY_WAIT)
         return number
+
+    def _find(self, wanted: Parameters) -> int | None:
+        for number, instance in self._instances.items():
+            known = instance.parameters
+            same_paths = (known.access_log_path, known.xds_path) == (
+                wanted.access_log_path,
+                wanted.xds_path,
+            )
+            if same_paths and (not wanted.node_id or known.node_id == wanted.node_id):
+                return number
+        return None
 
     def close(self, number: int) -> None:
         """Give up one reference; the last one ends the instance's streams and log."""
@@ -220,10 +231,3 @@ class InstanceTable:
 
     def get(self, number: int) -> Instance | None:
         return self._instances.get(number)
-
-
-def _same(open_with: Parameters, wanted: Parameters) -> bool:
-    paths = (wanted.access_log_path, wanted.xds_path)
-    return (open_with.access_log_path, open_with.xds_path) == paths and (
-        not wanted.node_id or open_with.node_id == wanted.node_id
-    )

@@ -106,7 +106,7 @@ install_locked() {
 
 build() {
     say "building the shared library"
-    "$VENV/bin/python" -m pip install -q --disable-pip-version-check \
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check \
         --no-deps --no-build-isolation -e .
 }
 
@@ -118,5 +118,6 @@ make_venv "$python"
 interpreter=$("$VENV/bin/python" -c 'import sys; print(sys.version, sys.base_prefix, sys.prefix)')
 { echo "$interpreter"; cat requirements.lock; } | once dependencies install_locked
 [ -e proxylib/libproxylib.so ] || rm -f "$VENV/.made-build"
-{ echo "$interpreter"; cat setup.py pyproject.toml requirements.lock; native_sources | xargs cat; } |
-    once build build
+# The editable installation maps packages that were there when it was made.
+{ echo "$interpreter"; ls -d -- */__init__.py; cat setup.py requirements.lock
+  native_sources | xargs cat; } | once build build

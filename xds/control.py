@@ -38,6 +38,9 @@ _SUFFIXES = (".yaml", ".yml")
 _WATCH_DEBOUNCE_MS = 200
 """Changes that come together (an editor's, a directory copy) are one reload."""
 
+_STOP_TIMEOUT = 2.0
+"""Seconds that `stop` gives a callback to return."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -64,7 +67,9 @@ class _Documents:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
+    """What the control server has read, and what it made of that."""
+
     policies: Sequence[Policy] = ()
     endpoints: Sequence[Endpoint] = ()
     resources: Resources = field(default_factory=dict)
@@ -104,7 +109,7 @@ class ControlServer:
         self._identities = Identities(state_file)
         self._endpoint_ids: dict[tuple[str, ...], int] = {}
         self._server = DiscoveryServer(socket_path, mode=socket_mode)
-        self._loaded = _Loaded()
+        self._loaded = Loaded()
         self._revision = 0
         self._last_error = ""
         self._lock = threading.RLock()
@@ -132,7 +137,8 @@ class ControlServer:
         """Close all streams and remove the socket. Subscribers keep the last policy."""
         self._stop_watching.set()
         if self._watcher is not None:
-            self._watcher.join()
+            # Not for ever: the watcher may be in a callback of our caller's.
+            self._watcher.join(_STOP_TIMEOUT)
             self._watcher = None
         self._server.stop()
 
@@ -169,6 +175,11 @@ class ControlServer:
             return _read(texts, [] if endpoints is None else [("endpoints", lambda: endpoints)])
 
         return self._apply(read)
+
+    @property
+    def loaded(self) -> Loaded:
+        """What is being served: policies, endpoints (extra ones too), resources, warnings."""
+        return self._loaded
 
     def status(self) -> Status:
         """A consistent view of what is loaded and of every subscriber."""
@@ -218,7 +229,7 @@ class ControlServer:
                 self._revision += 1
             return loaded.warnings
 
-    def _load(self, documents: _Documents) -> _Loaded:
+    def _load(self, documents: _Documents) -> Loaded:
         problems: list[Problem] = []
         policies = _gather(problems, load_policies, documents.policies)
         endpoints = _gather(problems, load_endpoints, documents.endpoints)
@@ -229,7 +240,7 @@ class ControlServer:
         except ValueError as error:
             raise ConfigError(f"extra endpoint: {error}") from error
         resources = compile_resources(policies, endpoints, self._identities, self._endpoint_id)
-        return _Loaded(policies, endpoints, resources, lint(policies, endpoints))
+        return Loaded(policies, endpoints, resources, lint(policies, endpoints))
 
     def _endpoint_id(self, endpoint: Endpoint) -> int:
         return self._endpoint_ids.setdefault(endpoint.addresses, len(self._endpoint_ids) + 1)

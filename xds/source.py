@@ -9,6 +9,7 @@ same key twice) is refused here.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -228,7 +229,11 @@ class _Reader:
             case "int":
                 # Other spellings stay text, and are refused where a number is due.
                 return int(text) if _DECIMAL.fullmatch(text) else text
-            case "float" | "timestamp" | "str":
+            case "float":
+                with contextlib.suppress(ValueError):
+                    return float(text)
+                return text
+            case "timestamp" | "str":
                 return text
         self.report(node, path, f"YAML tag {tag!r} is not used in policies")
         return None
