@@ -45,9 +45,7 @@ def test_many_denials_in_one_read(open_host: OpenHost, denials: int) -> None:
     assert host.client(b"HALT\r\n") == b"HALT\r\n"
 
 
-def test_many_denials_after_a_reply(
-    open_host: OpenHost, request: pytest.FixtureRequest
-) -> None:
+def test_many_denials_after_a_reply(open_host: OpenHost, request: pytest.FixtureRequest) -> None:
     if "c-abi" in request.node.name:
         reason = "the host has been told MORE 1 for replies: its empty write does not call us"
         request.applymarker(pytest.mark.xfail(reason=reason))

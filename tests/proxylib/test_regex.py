@@ -15,7 +15,9 @@ def test_check_refuses(pattern: str) -> None:
         regex.check("file", pattern)
 
 
-@pytest.mark.parametrize("pattern", ["", "a", "^a$", r"\pL+", "(?i)a", "[[:alpha:]]", "é", "(?s).*"])
+@pytest.mark.parametrize(
+    "pattern", ["", "a", "^a$", r"\pL+", "(?i)a", "[[:alpha:]]", "é", "(?s).*"]
+)
 def test_check_accepts(pattern: str) -> None:
     regex.check("file", pattern)
 
