@@ -68,9 +68,8 @@ install_packages() {
     say "installing system packages: $packages"
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q -y update </dev/null || die "apt-get update failed (see above)"
-    # The memcached package would start its service; the tests start their own.
     # shellcheck disable=SC2086
-    RUNLEVEL=1 apt-get -q -y install --no-install-recommends $packages </dev/null ||
+    apt-get -q -y install --no-install-recommends $packages </dev/null ||
         die "failed: $command"
     left=$(missing_packages "$1" | tr '\n' ' ')
     [ -z "$left" ] || die "still missing after apt-get: $left"

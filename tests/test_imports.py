@@ -1,4 +1,4 @@
-"""Import rules that import-linter cannot say: parsers use only the public API, bpf nothing of ours."""
+"""Import rules beyond import-linter: parsers use the public API, bpf nothing of ours."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class HostProcess:
     def close_module(self, instance: int) -> None:
         self.command("close-module", instance)
 
-    def new_connection(  # noqa: PLR0913 - the ABI's own
+    def new_connection(
         self,
         instance: int,
         connection: int,
@@ -150,7 +150,7 @@ class HostProcess:
         _, calls = self.command("raw", connection, int(reply), int(end), to_hex(data))
         return calls[0]
 
-    def threads(  # noqa: PLR0913 - one per word of the command
+    def threads(
         self,
         count: int,
         rounds: int,

@@ -1,4 +1,4 @@
-"""The C ABI of the built library, from a host without Python: modules, connections, life and death."""
+"""The C ABI of the built library, from a host without Python: modules, connections, ends."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_policy_survives_its_server_and_a_new_one_is_found(spawn: Spawn, tmp_pat
 
 
 def test_many_threads(rig: Rig) -> None:
-    number, endpoint = rig.endpoint()
+    _, endpoint = rig.endpoint()
     rig.set_policy(endpoint, network_policy(endpoint, "r2d2", [{"cmd": "HALT"}]))
     request = b"HALT\r\nRESET\r\n" * 20
     event = rig.process.threads(

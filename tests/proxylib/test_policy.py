@@ -92,7 +92,7 @@ def test_both_addresses_of_an_endpoint() -> None:
         (compiled("port: 80"), {"port": 81}, "no ingress policy for port 81"),
         (compiled("port: 80 rules { remote_policies: 5 }"), {},
          "identity 100 is not allowed on ingress port 80"),
-        (compiled("port: 80 rules { deny: true }"), {}, "identity 100 is denied on ingress port 80"),
+        (compiled("port: 80 rules { deny: true }"), {}, "100 is denied on ingress port 80"),
         (compiled('port: 80 rules { l7_proto: "nobody" }'), {}, "unknown parser 'nobody'"),
         (compiled("port: 80 protocol: UDP"), {}, "no ingress policy for port 80"),
         (compiled("port: 80 rules { http_rules { } }"), {}, "'http'"),

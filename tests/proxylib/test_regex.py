@@ -11,7 +11,7 @@ from proxylib import RuleError, regex
 
 @pytest.mark.parametrize("pattern", ["(", "[", "*", "a{2000}", r"\1", "(?<!x)y", "(?P<a>x", "\\"])
 def test_check_refuses(pattern: str) -> None:
-    with pytest.raises(RuleError, match="^file: .*not a valid RE2 regex"):
+    with pytest.raises(RuleError, match=r"^file: .*not a valid RE2 regex"):
         regex.check("file", pattern)
 
 

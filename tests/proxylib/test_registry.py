@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from proxylib import Connection, Parser, ParserFactory, RegistrationError, parser
+from proxylib import Connection, Parser, ParserFactory, RegistrationError, parser, registry
 from proxylib import register_parser_factory as register
-from proxylib import registry
 
 
 @pytest.fixture(autouse=True)
