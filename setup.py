@@ -12,7 +12,8 @@ def load(name: str) -> ModuleType:
     """A file of the package by itself: its dependencies are not installed yet."""
     path = Path(__file__).parent / "proxylib" / "native" / name
     spec = importlib.util.spec_from_file_location(f"_setup_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -1,0 +1,103 @@
+"""`tests/` mirrors the sources: ``a/b.py`` is tested in ``tests/a/test_b.py``.
+
+What is tested elsewhere, or is a test of no one source, stands here with its reason.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+FOLDERS = ("proxylib", "parsers", "xds", "node")
+
+ELSEWHERE = {
+    # source: (the test that covers it, why not its mirror)
+    "proxylib/embed.py": ("tests/native/test_cabi.py", "runs only inside the library"),
+    "proxylib/native/build.py": ("tests/native/test_cabi.py", "its product is what is tested"),
+    "proxylib/npds.py": ("tests/native/test_cabi.py", "a client: needs a server and a host"),
+    "proxylib/errors.py": ("tests/proxylib/test_rules.py", "types without behaviour"),
+    "proxylib/limits.py": ("tests/proxylib/test_connection.py", "numbers"),
+    "proxylib/message.py": ("tests/proxylib/test_rules.py", "a dict"),
+    "proxylib/ops.py": ("tests/proxylib/test_connection.py", "numbers"),
+    "proxylib/parser.py": ("tests/proxylib/test_connection.py", "abstract bases"),
+    "proxylib/testing/host.py": ("tests/native/test_dialogues.py", "held against the C host"),
+    "proxylib/accesslog/listening.py": (
+        "tests/proxylib/accesslog/test_server.py",
+        "the server's socket",
+    ),
+    "parsers/r2d2.py": ("tests/native/test_dialogues.py", "tested at every level at once"),
+    "node/errors.py": ("tests/node/test_cli.py", "types without behaviour"),
+}
+
+GROUPS = {
+    # folder of sources: (the test or folder of tests that covers all of it, why)
+    "node/commands": ("tests/node/test_cli.py", "thin: arguments in, a call, text out"),
+    "parsers/memcache": ("tests/parsers/memcache", "tested by its dialogues, not by file"),
+    "xds": ("tests/xds", "small files that are tested by what they do together"),
+}
+
+NO_SOURCE = {
+    # folder or file of tests: what they are tests of
+    "tests/native": "the built library",
+    "tests/docs": "README and docs",
+    "tests/demos": "demos/, each a story and a test",
+    "tests/integration": "everything, with real servers",
+    "tests/fuzz": "the parsers, by their corpora",
+    "tests/benchmarks": "benchmarks/",
+    "tests/parsers/memcache": "parsers/memcache, by its dialogues",
+    "tests/xds": "xds/, by what its files do together",
+    "tests/test_layout.py": "tests/",
+    "tests/test_imports.py": "the import rules",
+}
+
+
+def under(path: Path, places: object) -> bool:
+    names = [path, *path.parents]
+    return any(str(name) in places for name in names)  # type: ignore[operator]
+
+
+def sources() -> list[Path]:
+    found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    skipped = ("__init__.py", "__main__.py")
+    return sorted(
+        path.relative_to(ROOT)
+        for path in found
+        if path.name not in skipped and not path.name.endswith("_pb2.py")
+    )
+
+
+def files_of_tests() -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in TESTS.rglob("test_*.py"))
+
+
+def mirror(source: Path) -> Path:
+    return Path("tests") / source.with_name(f"test_{source.name}")
+
+
+@pytest.mark.parametrize("source", sources(), ids=str)
+def test_source_has_a_test(source: Path) -> None:
+    if under(source, GROUPS):
+        return
+    test = Path(ELSEWHERE[str(source)][0]) if str(source) in ELSEWHERE else mirror(source)
+    assert (ROOT / test).is_file(), f"{source} needs {test}"
+
+
+@pytest.mark.parametrize("test", files_of_tests(), ids=str)
+def test_test_has_a_source(test: Path) -> None:
+    if under(test, NO_SOURCE):
+        return
+    source = Path(*test.parts[1:]).with_name(test.name.removeprefix("test_"))
+    folder = source.with_suffix("")
+    assert (ROOT / source).is_file() or (ROOT / folder).is_dir(), f"{test}: no {source}"
+
+
+def test_exceptions_are_needed() -> None:
+    for source, (test, _) in ELSEWHERE.items():
+        assert (ROOT / source).is_file(), f"{source} is gone"
+        assert not (ROOT / mirror(Path(source))).exists(), f"{source} has its own test: {test}"
+    for folder, (test, _) in GROUPS.items():
+        assert (ROOT / folder).is_dir(), f"{folder} is gone"
+        assert (ROOT / test).exists(), f"{folder} needs {test}"
