@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import stat
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -76,7 +77,7 @@ class DiscoveryServer:
         """Listen. Raises ConfigError if the socket cannot be had."""
         if self._loop is not None:
             raise ConfigError("the control server is running already")
-        claim_socket(self._path)
+        check_socket(self._path)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=_run_loop, args=(loop,), name="xds", daemon=True)
         thread.start()
@@ -157,18 +158,24 @@ class DiscoveryServer:
             ],
         )
         server.add_generic_rpc_handlers(tuple(self._handlers()))
-        # No moment in which the socket is there and open to others.
-        before = os.umask(0o177)
         try:
-            server.add_insecure_port("unix:" + quote(str(self._path)))
-        except RuntimeError as error:
+            self._bind(server)
+        except (OSError, RuntimeError) as error:
             raise ConfigError(f"{self._path}: cannot listen there: {error}") from error
-        finally:
-            os.umask(before)
-        self._path.chmod(self._mode)
         self._inode = _inode(self._path)
         await server.start()
         self._server = server
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        # Bound out of others' sight, and moved into place when its permissions are right.
+        # gRPC removes the name that it has bound, whoever's that is by then: not ours.
+        with tempfile.TemporaryDirectory(prefix=".", dir=self._path.parent) as private:
+            bound = Path(private) / "s"
+            if len(os.fsencode(bound)) > _MAX_SOCKET_PATH:
+                raise ConfigError(f"{self._path}: the path of its directory is too long")
+            server.add_insecure_port("unix:" + quote(str(bound)))
+            bound.chmod(self._mode)
+            bound.rename(self._path)
 
     async def _close(self) -> None:
         if self._server is not None:
@@ -240,11 +247,10 @@ class DiscoveryServer:
             self._changed.notify_all()
 
 
-def claim_socket(path: Path) -> None:
-    """Make room for a socket at `path`: remove one that nobody listens on.
+def check_socket(path: Path) -> None:
+    """Raise ConfigError, saying what to do, unless a socket can be put at `path`.
 
-    Raises ConfigError, saying what to do, if somebody does, or if `path` is
-    something else, or too long.
+    One that nobody listens on may be replaced; anything else that is there not.
     """
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
         raise ConfigError(f"{path}: a socket's path is at most {_MAX_SOCKET_PATH} bytes long")
@@ -265,7 +271,6 @@ def claim_socket(path: Path) -> None:
                 raise ConfigError(f"{path}: cannot be taken over: {error.strerror}") from error
         else:
             raise ConfigError(f"{path}: another server listens there; stop it or use another path")
-    path.unlink(missing_ok=True)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

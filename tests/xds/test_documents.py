@@ -1,0 +1,276 @@
+"""What loads, what it means, and that what is wrong is said: where, what, all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.xds.conftest import EXAMPLES, example
+from xds.documents import load_policies
+from xds.labels import Operator, Selector, requirement
+from xds.policy import Policy, Port
+from xds.source import DocumentError, read_documents
+
+HEAD = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
+
+
+def load(text: str) -> list[Policy]:
+    return load_policies(read_documents("p.yaml", text))
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(DocumentError) as caught:
+        load(text)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def spec(body: str) -> str:
+    lines = "".join(f"  {line}\n" for line in body.strip("\n").splitlines())
+    return f"{HEAD}spec:\n  endpointSelector: {{}}\n{lines}"
+
+
+def app(**labels: str) -> Selector:
+    return Selector(
+        frozenset(requirement(key, Operator.IN, [value]) for key, value in labels.items())
+    )
+
+
+def test_memcache_example_as_it_stands() -> None:
+    (policy,) = load(example("secure-rebel-alliance-memcache"))
+    assert policy.name == "secure-rebel-alliance-memcache"
+    assert policy.subject == app(app="memcached")
+    assert [rule.peers for rule in policy.ingress] == [
+        (app(function="fleet-maintanence"),),
+        (app(function="fleet-monitoring"),),
+        (app(role="jedi"),),
+    ]
+    assert policy.egress == ()
+    first, _, last = (rule.ports[0] for rule in policy.ingress if rule.ports)
+    assert first.ports == (Port(11211, 0, "TCP"),)
+    assert first.l7 is not None
+    assert first.l7.rules == (
+        (("command", "writeGroup"), ("keyPrefix", "alliance/fleet/")),
+        (("command", "get"), ("keyPrefix", "alliance/fleet/")),
+    )
+    # `- command:` asks nothing of the command.
+    assert last.l7 is not None
+    assert last.l7.rules == ((("command", ""),),)
+
+
+def test_specs_as_one_mapping() -> None:
+    text = example("secure-empire-cassandra").replace("query_table", "keyRegex")
+    text = text.replace("query_action", "command").replace('"select"', '"get"')
+    text = text.replace('"insert"', '"set"').replace("cassandra", "test.xds")
+    (policy,) = load(text)
+    assert policy.subject == app(app="cass-server")
+    assert str(policy.ingress[0].origin.place) == "p.yaml:10:5: specs.ingress[0]"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "allow-all-from-frontend",
+        "allow-all-to-victim",
+        "deny-all-egress",
+        "l3-egress-rule",
+        "l3-rule",
+    ],
+)
+def test_l3_examples_load(name: str) -> None:
+    (policy,) = load(example(name))
+    assert policy.ingress or policy.egress
+
+
+def test_misnested_example_says_where_things_belong() -> None:
+    text = (EXAMPLES / "misnested-empire-cassandra.yaml").read_text()
+    found = errors(text)
+    assert len(found) == 5
+    assert found[0].startswith("p.yaml:4:1: metadata: is empty")
+    assert "p.yaml:5:1: name: does not belong here; it belongs under 'metadata'" in found[1]
+    assert found[2].startswith("p.yaml:7:3: specs[0].endpointSelector: is empty")
+    assert found[3].startswith("p.yaml:8:3: specs[0].matchLabels: does not belong here")
+    assert "p.yaml:10:1: ingress: does not belong here; it belongs under 'spec'" in found[4]
+
+
+def test_all_fields_of_this_version() -> None:
+    (policy,) = load(
+        spec(
+            """
+description: d
+labels: [{key: k, value: v, source: k8s}]
+ingress:
+- fromEndpoints:
+  - matchLabels: {"k8s:app": x}
+    matchExpressions:
+    - {key: tier, operator: In, values: [a, b]}
+    - {key: "container:old", operator: DoesNotExist}
+  toPorts:
+  - ports: [{port: "80", protocol: TCP}, {port: 90, endPort: 95}]
+ingressDeny:
+- fromEndpoints: []
+egress:
+- {}
+egressDeny:
+- toEndpoints: [{}]
+  toPorts: [{ports: [{port: 53, protocol: UDP}]}]
+"""
+        )
+    )
+    allow, deny = policy.ingress
+    assert allow.peers == (
+        Selector(
+            frozenset(
+                {
+                    requirement("k8s:app", Operator.IN, ["x"]),
+                    requirement("tier", Operator.IN, ["a", "b"]),
+                    requirement("container:old", Operator.DOES_NOT_EXIST),
+                }
+            )
+        ),
+    )
+    assert allow.ports is not None
+    assert allow.ports[0].ports == (Port(80, 0, "TCP"), Port(90, 95, "ANY"))
+    assert deny.deny
+    assert deny.peers == ()
+    assert not deny.empty
+    empty, dns = policy.egress
+    assert empty.empty
+    assert dns.deny
+    assert dns.peers == (Selector(),)
+
+
+def l7(body: str) -> str:
+    return spec(
+        f"ingress: [{{toPorts: [{{ports: [{{port: 80, protocol: TCP}}], rules: {body}}}]}}]"
+    )
+
+
+PORT = "spec.ingress[0].toPorts[0].ports[0]"
+RULES = "spec.ingress[0].toPorts[0].rules"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1", "kind: 'kind' is required (known: CiliumNetworkPolicy)"),
+        ("- a", "p.yaml:1:1: a policy document must be a mapping"),
+        ("kind: Pod", "p.yaml:1:1: kind: unknown kind 'Pod'"),
+        ("kind: [a]", "p.yaml:1:1: kind: unknown kind ['a']"),
+        (HEAD.replace("/v2", "/v9") + "spec: {}", "apiVersion: must be 'cilium.io/v2', not"),
+        (HEAD, "needs a 'spec' or 'specs'"),
+        (HEAD + "specs: []", "needs a 'spec' or 'specs'"),
+        (HEAD + "spec: x", "spec: must be a mapping of fields, not 'x'"),
+        (HEAD.replace("name: p", "") + "spec: {}", "metadata.name: is required"),
+        (HEAD.replace("name: p", 'name: ""') + "spec: {}", "metadata.name: must not be empty"),
+        (HEAD.replace("name: p", "name: p, namespace: n"), "metadata.namespace: is not supported"),
+        (spec(""), "spec: needs a rule in ingress, egress"),
+        (spec("ingress: []"), "spec: needs a rule in ingress, egress"),
+        (spec("ingress:"), "p.yaml:6:3: spec.ingress: is empty"),
+        (spec("ingress: {}"), "spec.ingress: must be a list"),
+        (spec("ingres: [{}]"), "spec.ingres: unknown field; did you mean 'ingress'?"),
+        (spec("foo: [{}]"), "spec.foo: unknown field; known in spec: description, egress"),
+        (spec("ingress: [{fromEndpoints: }]"), "fromEndpoints: is empty"),
+        (spec("ingress: [{toEndpoints: []}]"), "toEndpoints: does not belong here; it belongs"),
+        (spec("ingress: [{fromEntities: [all]}]"), "fromEntities: is not supported in this"),
+        (spec("ingress: [{fromCIDR: [10.0.0.0/8]}]"), "fromCIDR: is not supported in this"),
+        (spec("nodeSelector: {}\ningress: [{}]"), "spec.nodeSelector: is not supported"),
+        (spec("ingress: [{fromEndpoints: [{matchLabels: {a: 1}}]}]"), "must be text, not 1; put"),
+        (spec("ingress: [{fromEndpoints: [{matchLabels: {a: yes, b: }}]}]"), "b: is empty"),
+        (spec("ingress: [{fromEndpoints: [{matchLabels: {'a b': c}}]}]"), "'a b' has a space"),
+        (spec("ingress: [{fromEndpoints: [{matchLabels: }]}]"), "matchLabels: is empty"),
+        (
+            spec("ingress: [{fromEndpoints: [{matchExpressions: [{key: a, operator: In}]}]}]"),
+            "matchExpressions[0]: operator In needs at least one of 'values'",
+        ),
+        (
+            spec(
+                "ingress: [{fromEndpoints: [{matchExpressions:"
+                " [{key: a, operator: Exists, values: [b]}]}]}]"
+            ),
+            "matchExpressions[0]: operator Exists takes no 'values'",
+        ),
+        (
+            spec("ingress: [{fromEndpoints: [{matchExpressions: [{key: a, operator: Gt}]}]}]"),
+            "operator: must be 'In', 'NotIn', 'Exists' or 'DoesNotExist', not 'Gt'",
+        ),
+        (spec("ingress: [{toPorts: [{}]}]"), "toPorts[0].ports: is required"),
+        (spec("ingress: [{toPorts: [{ports: []}]}]"), "ports: must have at least 1 item"),
+        (
+            spec(f"ingress: [{{toPorts: [{{ports: [{', '.join(['{port: 1}'] * 41)}]}}]}}]"),
+            "ports: has more than 40 items",
+        ),
+        (spec("ingress: [{toPorts: [{ports: [{}]}]}]"), f"{PORT}.port: is required"),
+        (spec("ingress: [{toPorts: [{ports: [{port: -1}]}]}]"), f"{PORT}.port: must be a port"),
+        (spec("ingress: [{toPorts: [{ports: [{port: 65536}]}]}]"), "from 0 (any) to 65535"),
+        (spec("ingress: [{toPorts: [{ports: [{port: true}]}]}]"), f"{PORT}.port: must be a port"),
+        (spec("ingress: [{toPorts: [{ports: [{port: 8.5}]}]}]"), f"{PORT}.port: must be a port"),
+        (spec("ingress: [{toPorts: [{ports: [{port: http}]}]}]"), "named ports such as 'http'"),
+        (spec("ingress: [{toPorts: [{ports: [{port: 9, endPort: 8}]}]}]"), f"{PORT}: the range"),
+        (spec("ingress: [{toPorts: [{ports: [{port: 0, endPort: 8}]}]}]"), f"{PORT}: the range"),
+        (spec("ingress: [{toPorts: [{ports: [{port: 1, protocol: tcp}]}]}]"), "must be 'TCP',"),
+        (l7("{l7: [{cmd: HALT}]}"), f"{RULES}: l7 needs an l7proto"),
+        (l7("{l7proto: r2d2, l7: }"), f"{RULES}.l7: is empty"),
+        (l7("{http: []}"), f"{RULES}.http: is not supported in this version"),
+        (l7("{l7proto: nope}"), f"{RULES}.l7proto: no parser is called 'nope' (known: "),
+        (l7('{l7proto: ""}'), f"{RULES}.l7proto: must not be empty"),
+        (l7("{l7proto: r2d2, l7: [{cmd: READ}, {cmdd: READ}]}"), f"{RULES}.l7[1].cmdd: "),
+        (l7("{l7proto: r2d2, l7: [{cmd: RAED}]}"), f"{RULES}.l7[0].cmd: 'RAED': must be one of"),
+        (l7("{l7proto: r2d2, l7: [{cmd: HALT, file: a}]}"), f"{RULES}.l7[0].file: 'a': HALT has"),
+        (l7("{l7proto: r2d2, l7: [{file: '('}]}"), f"{RULES}.l7[0].file: '(': not a valid RE2"),
+        (l7("{l7proto: r2d2, l7: [{cmd: 5}]}"), f"{RULES}.l7[0].cmd: must be text, not 5"),
+        (l7("{l7proto: r2d2, l7: [x]}"), f"{RULES}.l7[0]: must be a mapping of fields"),
+        (l7("{l7proto: r2d2}").replace("80,", "0,"), "L7 rules need a port"),
+        (l7("{l7proto: r2d2}").replace("TCP", "ANY"), "for protocol TCP only, and port 80 has ANY"),
+        (
+            spec("ingressDeny: [{toPorts: [{ports: [{port: 1}], rules: {l7proto: r2d2}}]}]"),
+            "rules: a deny rule cannot have L7 rules",
+        ),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    assert any(message in found for found in errors(text)), errors(text)
+
+
+def test_null_l7_value_is_no_condition_and_empty_rule_too() -> None:
+    (policy,) = load(l7("{l7proto: r2d2, l7: [{cmd: }, {}, {file: ''}]}"))
+    (port,) = policy.ingress[0].ports or ()
+    assert port.l7 is not None
+    assert port.l7.rules == ((("cmd", ""),), (), (("file", ""),))
+
+
+def test_shape_and_l7_errors_come_together_in_the_order_of_the_file() -> None:
+    text = HEAD + (
+        "specs:\n"
+        "- endpointSelector: {}\n"
+        "  ingress:\n"
+        "  - fromEntities: [all]\n"
+        "  - toPorts:\n"
+        "    - ports: [{port: 1, protocol: TCP}]\n"
+        "      rules: {l7proto: r2d2, l7: [{cmd: NO}, {nope: x}]}\n"
+        "  bad: 1\n"
+    )
+    found = errors(text)
+    assert [line.split(": ")[1] for line in found] == [
+        "specs[0].ingress[0].fromEntities",
+        "specs[0].ingress[1].toPorts[0].rules.l7[0].cmd",
+        "specs[0].ingress[1].toPorts[0].rules.l7[1].nope",
+        "specs[0].bad",
+    ]
+
+
+def test_errors_of_several_documents_come_together() -> None:
+    found = errors(spec("a: 1\ningress: [{}]") + "---\n" + spec("b: 1\ningress: [{}]"))
+    assert [line.split(":")[1] for line in found] == ["6", "14"]
+
+
+def test_same_name_twice() -> None:
+    (found,) = errors(spec("ingress: [{}]") + "---\n" + spec("ingress: [{}]"))
+    assert "p.yaml:10:12: metadata.name: 'p' is the name of another policy: p.yaml:3:12" in found
+
+
+def test_what_kubectl_adds_is_accepted() -> None:
+    metadata: dict[str, Any] = {"uid": "1", "resourceVersion": "2", "generation": 3}
+    added = "".join(f", {key}: {value!r}" for key, value in metadata.items())
+    text = spec("ingress: [{}]").replace("name: p", f"name: p{added}") + "status: {nodes: {}}\n"
+    assert len(load(text)) == 1
