@@ -1,0 +1,59 @@
+"""memcached: the text protocol with its meta commands, and the binary protocol.
+
+Which one a connection speaks shows in the first byte of each direction (128 and
+above: binary); the directions are looked at apart because a server that has too
+many connections says so in text whatever the client speaks.
+
+What a policy can say is in rule.py and commands.py.  How requests are judged,
+replies followed and denials placed among pipelined replies is told in text.py and
+binary.py; which malformed lines are refused, and why none is ever sent on, in
+lines.py.
+
+Good to know:
+
+- A request that is not understood needs a rule for everything (``- command:``).
+- A denied request with ``noreply`` vanishes, as does a denied ``quit``; a denied
+  quiet request (flag q, quiet opcodes) is answered, as memcached answers errors.
+- ``watch`` turns the connection into a stream of log lines, which pass unread.
+- A storage command whose length is not a plain number closes the connection.
+- memcached's ASCII authentication (``-Y``) is a ``set`` of any key, so a policy must
+  allow one. Until then such a server takes values for lines; do not rely on
+  restricting the commands of clients that have its password.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parsers.memcache.binary import BinaryProtocol
+from parsers.memcache.rule import Rule
+from parsers.memcache.text import TextProtocol
+from proxylib import MORE, BatchParser, Connection, parser
+
+Handler = Callable[[bool, bytes, list[int]], None]
+
+
+@parser("memcache")
+class Memcache(BatchParser):
+    """memcached, text (with meta commands) and binary."""
+
+    Rule = Rule
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._text = TextProtocol(connection)
+        self._binary = BinaryProtocol(connection)
+        self._requests: Handler | None = None
+        self._replies: Handler | None = None
+
+    def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        if not data:
+            ops += (MORE, 1)
+        elif reply:
+            if self._replies is None:
+                self._replies = self._binary.replies if data[0] > 127 else self._text.replies
+            self._replies(end_stream, data, ops)
+        else:
+            if self._requests is None:
+                self._requests = self._binary.requests if data[0] > 127 else self._text.requests
+            self._requests(end_stream, data, ops)
