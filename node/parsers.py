@@ -63,6 +63,8 @@ def _from_file(path: Path, wanted: str) -> ParserChoice:
 
 def _unknown(text: str) -> str:
     names = parser_names()
+    if text in names:
+        return f"parser {text!r} is installed, but its module registers nothing by that name"
     close = difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (

@@ -36,7 +36,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
         ("127.0.0.1:", "the port '' is not a number"),
         ("127.0.0.1:x", "the port 'x' is not a number"),
         ("127.0.0.1:-1", "the port '-1' is not a number"),
-        ("127.0.0.1:١", "is not a number"),
+        ("127.0.0.1:\u0661", "is not a number"),
         ("127.0.0.1:0", "from 1 to 65535"),
         ("127.0.0.1:65536", "from 1 to 65535"),
         ("127.0.0.1:" + "9" * 5000, "from 1 to 65535"),

@@ -58,12 +58,12 @@ def test_the_environment_and_the_option_come_first(
     assert find_envoy() == one
     assert find_envoy(two) == two
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path / "none"))
-    with pytest.raises(SetupError, match="from PROXYLIB_ENVOY.*no such file"):
+    with pytest.raises(SetupError, match=r"from PROXYLIB_ENVOY.*no such file"):
         find_envoy()
 
 
 def test_no_binary(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="no Envoy at .*none .from --envoy.*no such file"):
+    with pytest.raises(SetupError, match=r"no Envoy at .*none .from --envoy.*no such file"):
         find_envoy(tmp_path / "none")
     plain = tmp_path / "plain"
     plain.write_text("x")
@@ -113,9 +113,11 @@ def test_it_starts_serves_and_stops(short_path: Path) -> None:
 def test_a_refused_configuration_is_told_with_envoy_s_reason(short_path: Path) -> None:
     path, admin = bootstrap(short_path, parser="nobody")
     lines: list[str] = []
-    with EnvoyProcess(find_envoy(), path, admin, on_log=lines.append) as envoy:
-        with pytest.raises(SetupError, match="Envoy did not start") as caught:
-            envoy.wait_ready()
+    with (
+        EnvoyProcess(find_envoy(), path, admin, on_log=lines.append) as envoy,
+        pytest.raises(SetupError, match="Envoy did not start") as caught,
+    ):
+        envoy.wait_ready()
     assert "nobody" in str(caught.value)
     assert "the last lines of its log" in str(caught.value)
     assert any("nobody" in line for line in lines)
@@ -137,9 +139,11 @@ def test_one_that_never_serves_is_stopped(short_path: Path) -> None:
         assert envoy.stop(grace=0.1) == -signal.SIGKILL
         with pytest.raises(SetupError, match=r"killed by SIGKILL.*\n  envoy: I am stuck"):
             envoy.wait_ready(timeout=0.5)
-    with EnvoyProcess(sleeper, short_path / "x", short_path / "admin.sock") as envoy:
-        with pytest.raises(SetupError, match=r"not ready after 0\.3 s"):
-            envoy.wait_ready(timeout=0.3)
+    with (
+        EnvoyProcess(sleeper, short_path / "x", short_path / "admin.sock") as envoy,
+        pytest.raises(SetupError, match=r"not ready after 0\.3 s"),
+    ):
+        envoy.wait_ready(timeout=0.3)
 
 
 def test_endless_log_lines_are_bounded(short_path: Path) -> None:

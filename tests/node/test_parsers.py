@@ -42,7 +42,7 @@ def test_a_file_by_absolute_and_relative_path(
 def test_a_file_with_several(tmp_path: Path) -> None:
     text = GOOD.format(name="choice-b") + GOOD.format(name="choice-a")
     path = write(tmp_path / "choice_two.py", text)
-    with pytest.raises(UsageError, match="registers choice-a, choice-b: choose one, .*:choice-a"):
+    with pytest.raises(UsageError, match=r"registers choice-a, choice-b: choose one, .*:choice-a"):
         choose_parser(str(path))
 
 
