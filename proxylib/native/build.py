@@ -18,7 +18,17 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 EMBEDDING = "_embedding.c"
-SOURCES = ("start.c", "accesslog.c", "engine.c", "cabi.c", "envoy.c")
+SOURCES = (
+    "start.c",
+    "log_entry.c",
+    "log_sender.c",
+    "accesslog.c",
+    "engine.c",
+    "cabi.c",
+    "envoy_buffer.c",
+    "envoy.c",
+)
+HEADERS = ("native.h", "log.h", "envoy_abi.h", "envoy_buffer.h", "build.py")
 MODULE = "proxylib.libproxylib"
 
 INIT = """
@@ -48,7 +58,7 @@ def extension(releases: tuple[str, ...]) -> Extension:
     return Extension(
         MODULE,
         sources=[f"proxylib/native/{name}" for name in SOURCES],
-        depends=[f"proxylib/native/{name}" for name in ("native.h", "envoy_abi.h", "build.py")],
+        depends=[f"proxylib/native/{name}" for name in HEADERS],
         define_macros=[
             ("PROXYLIB_PYTHON", f'"{sys.executable}"'),
             ("PROXYLIB_LIBPYTHON", f'"{library_name()}"'),

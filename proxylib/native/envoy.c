@@ -9,19 +9,11 @@
  */
 #include "native.h"
 
-#include "envoy_abi.h"
+#include "envoy_buffer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* What the filter remembers about one direction between two calls. */
-struct direction {
-  uint64_t passing, dropping; /* bytes still to pass or drop, whatever they are */
-  size_t need;                /* bytes wanted before Python is called again */
-  char *held;                 /* withheld input, in front of what comes next */
-  size_t held_len, held_cap;
-};
 
 struct filter {
   envoy_filter envoy;
@@ -31,163 +23,6 @@ struct filter {
   envoy_scheduler scheduler;
   bool open, dead;
 };
-
-/* Envoy's buffer functions for one direction. */
-static const struct buffer_calls {
-  size_t (*count)(envoy_filter);
-  bool (*chunks)(envoy_filter, envoy_buffer *);
-  bool (*drain)(envoy_filter, size_t);
-  bool (*prepend)(envoy_filter, envoy_buffer);
-  bool (*append)(envoy_filter, envoy_buffer);
-} calls[2] = {
-    {envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks_size,
-     envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks,
-     envoy_dynamic_module_callback_network_filter_drain_read_buffer,
-     envoy_dynamic_module_callback_network_filter_prepend_read_buffer,
-     envoy_dynamic_module_callback_network_filter_append_read_buffer},
-    {envoy_dynamic_module_callback_network_filter_get_write_buffer_chunks_size,
-     envoy_dynamic_module_callback_network_filter_get_write_buffer_chunks,
-     envoy_dynamic_module_callback_network_filter_drain_write_buffer,
-     envoy_dynamic_module_callback_network_filter_prepend_write_buffer,
-     envoy_dynamic_module_callback_network_filter_append_write_buffer},
-};
-
-/* -- output ------------------------------------------------------------------ */
-
-/* Bytes being put together; one per worker thread, reused. */
-struct output {
-  char *data;
-  size_t len, cap;
-};
-
-static __thread struct output output;
-
-/* A worker keeps at most this much for the next time. */
-#define OUTPUT_KEPT (256 << 10)
-
-static bool output_add(const char *data, size_t len) {
-  if (output.len + len > output.cap) {
-    size_t cap = output.cap ? output.cap : 16 << 10;
-    while (cap < output.len + len) cap *= 2;
-    char *grown = realloc(output.data, cap);
-    if (!grown) return false;
-    output.data = grown;
-    output.cap = cap;
-  }
-  if (len) memcpy(output.data + output.len, data, len);
-  output.len += len;
-  return true;
-}
-
-static void output_reset(void) {
-  output.len = 0;
-  if (output.cap > OUTPUT_KEPT) {
-    free(output.data);
-    output = (struct output){0};
-  }
-}
-
-/* Adds the bytes [from, from + len) of the slices. */
-static bool output_add_slices(const struct slice *in, size_t n_in, size_t from, size_t len) {
-  for (size_t i = 0; i < n_in && len > 0; i++) {
-    if (from >= in[i].len) {
-      from -= in[i].len;
-      continue;
-    }
-    size_t n = in[i].len - from < len ? in[i].len - from : len;
-    if (!output_add(in[i].data + from, n)) return false;
-    len -= n;
-    from = 0;
-  }
-  return true;
-}
-
-static bool output_add_injected(struct connection *c, bool reply, size_t len) {
-  if (!output_add(NULL, 0)) return false;
-  while (len > 0) {
-    char part[4096];
-    size_t n = connection_take_injected(c, reply, part, len < sizeof part ? len : sizeof part);
-    if (n == 0 || !output_add(part, n)) return false;
-    len -= n;
-  }
-  return true;
-}
-
-/* -- one direction ------------------------------------------------------------ */
-
-/* The input of one call: what was withheld before, then Envoy's chunks. */
-struct input {
-  struct slice *slices;
-  size_t n, total;
-  struct slice few[64];
-};
-
-static void input_free(struct input *in) {
-  if (in->slices != in->few) free(in->slices);
-}
-
-/* Reads Envoy's chunks, without their first `skip` bytes, behind what is withheld. */
-static bool input_read(struct input *in, const struct filter *f, bool reply, size_t skip) {
-  const struct direction *d = &f->directions[reply];
-  size_t count = calls[reply].count(f->envoy);
-  in->slices = in->few;
-  in->n = in->total = 0;
-  if (count + 1 > sizeof in->few / sizeof *in->few &&
-      !(in->slices = malloc((count + 1) * sizeof *in->slices))) {
-    in->slices = in->few;
-    return false;
-  }
-  if (d->held_len) in->slices[in->n++] = (struct slice){d->held, d->held_len};
-  /* Envoy's buffer view and our slice are the same two words. */
-  _Static_assert(sizeof(envoy_buffer) == sizeof(struct slice), "layouts differ");
-  struct slice *chunks = in->slices + in->n;
-  if (count && !calls[reply].chunks(f->envoy, (envoy_buffer *)chunks)) count = 0;
-  for (size_t i = 0; i < count; i++) {
-    size_t n = chunks[i].len < skip ? chunks[i].len : skip;
-    skip -= n;
-    in->slices[in->n] = (struct slice){chunks[i].data + n, chunks[i].len - n};
-    if (in->slices[in->n].len) in->n++;
-  }
-  for (size_t i = 0; i < in->n; i++) in->total += in->slices[i].len;
-  return true;
-}
-
-/* Withholds the input from `from` on, and nothing else. */
-static bool hold(struct direction *d, const struct input *in, size_t from) {
-  size_t old = d->held_len, kept = from < old ? old - from : 0, len = in->total - from;
-  if ((int64_t)len > limits.max_held) return false;
-  if (len > d->held_cap || (len == 0 && d->held_cap > OUTPUT_KEPT)) {
-    size_t cap = len ? 4096 : 0;
-    while (cap < len) cap *= 2;
-    char *grown = cap ? malloc(cap) : NULL;
-    if (cap && !grown) return false;
-    if (kept) memcpy(grown, d->held + from, kept);
-    free(d->held);
-    d->held = grown;
-    d->held_cap = cap;
-  } else if (kept && from) {
-    memmove(d->held, d->held + from, kept);
-  }
-  d->held_len = kept;
-  size_t skip = from > old ? from - old : 0;
-  for (size_t i = old ? 1 : 0; i < in->n; i++) {
-    size_t n = in->slices[i].len < skip ? in->slices[i].len : skip;
-    memcpy(d->held + d->held_len, in->slices[i].data + n, in->slices[i].len - n);
-    d->held_len += in->slices[i].len - n;
-    skip -= n;
-  }
-  return true;
-}
-
-/* Adds the first `len` bytes of Envoy's buffer. */
-static bool output_add_front(const struct filter *f, bool reply, size_t len) {
-  size_t count = len ? calls[reply].count(f->envoy) : 0;
-  struct slice *chunks = malloc((count + 1) * sizeof *chunks);
-  bool ok = chunks && (!count || (calls[reply].chunks(f->envoy, (envoy_buffer *)chunks) &&
-                                  output_add_slices(chunks, count, 0, len)));
-  free(chunks);
-  return ok;
-}
 
 /* Reads checked ops: how much of the input they use up, and whether all of it
  * passes as it is. Remembers what they say about bytes to come. */
@@ -238,7 +73,7 @@ static void close_connection(struct filter *f, int how) {
  * upstream connection from under its caller, so that one is scheduled. */
 static int fail(struct filter *f, bool reply, size_t len) {
   f->dead = true;
-  if (len) calls[reply].drain(f->envoy, len);
+  if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
   if (reply) {
     f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
     envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, SCHEDULED_CLOSE);
@@ -282,7 +117,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   bool unchanged = !call;
   if (injected) {
     o.rewrite = true;
-    o.ok = output_add_front(f, reply, skip) && output_add_injected(c, reply, injected);
+    o.ok = output_add_front(f->envoy, reply, skip) && output_add_injected(c, reply, injected);
   }
   if (o.ok && call) {
     d->need = 0;
@@ -292,11 +127,11 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
     unchanged = o.ok && read_ops(d, &ops, in->total, &used);
   }
   if (o.ok && call && (o.rewrite || !unchanged)) {
-    if (!o.rewrite) o.ok = output_add_front(f, reply, skip);
+    if (!o.rewrite) o.ok = output_add_front(f->envoy, reply, skip);
     o.rewrite = true;
     o.ok = o.ok && output_add_ops(f, reply, in, &ops);
   }
-  if (o.ok && o.rewrite && !hold(d, in, end_stream ? in->total : used)) {
+  if (o.ok && o.rewrite && !input_hold(d, in, end_stream ? in->total : used)) {
     PyObject *logged = PyObject_CallMethod(
         c->object, "log_status", "s", "Parser error: more than limits.MAX_HELD bytes withheld");
     if (!logged) python_print_error("log_status");
@@ -311,7 +146,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
 static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   struct direction *d = &f->directions[reply];
   if (f->dead || !f->open) {
-    if (len) calls[reply].drain(f->envoy, len);
+    if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
     return STATUS_STOP_ITERATION;
   }
   if (d->passing > len) {
@@ -320,7 +155,7 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   }
   if (d->dropping) {
     size_t n = d->dropping < len ? (size_t)d->dropping : len;
-    if (n) calls[reply].drain(f->envoy, n);
+    if (n) envoy_buffer_calls[reply].drain(f->envoy, n);
     len -= n;
     d->dropping -= n;
     if (d->dropping) return end_stream ? STATUS_CONTINUE : STATUS_STOP_ITERATION;
@@ -329,7 +164,7 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   d->passing = 0;
 
   struct input in;
-  if (!input_read(&in, f, reply, skip)) return fail(f, reply, len);
+  if (!input_read(&in, f->envoy, reply, d, skip)) return fail(f, reply, len);
   /* Nobody but this thread changes the buffer, so its size is read without the GIL. */
   bool call = in.total >= d->need || end_stream;
   struct outcome o = {.ok = true};
@@ -339,7 +174,7 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
     o = judge(f, reply, end_stream, &in, skip, call);
     python_leave();
   } else {
-    o.ok = hold(d, &in, 0);
+    o.ok = input_hold(d, &in, 0);
     o.rewrite = true;
     output_reset();
   }
@@ -356,14 +191,14 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   free(o.across);
   if (!o.ok) return fail(f, reply, len);
   if (o.rewrite) {
-    if (len) calls[reply].drain(f->envoy, len);
+    if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
     if (output.len) {
-      calls[reply].append(f->envoy, (envoy_buffer){output.data, output.len});
+      envoy_buffer_calls[reply].append(f->envoy, (envoy_buffer){output.data, output.len});
     } else if (!end_stream) {
       return STATUS_STOP_ITERATION;
     }
   } else if (d->held_len) {
-    calls[reply].prepend(f->envoy, (envoy_buffer){d->held, d->held_len});
+    envoy_buffer_calls[reply].prepend(f->envoy, (envoy_buffer){d->held, d->held_len});
     d->held_len = 0;
   }
   return STATUS_CONTINUE;

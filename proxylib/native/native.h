@@ -1,10 +1,12 @@
 /* What the C files of libproxylib share.
  *
  * start.c      starts Python once, and enters and leaves it on any thread
- * accesslog.c  the access-log client: encodes, queues and sends off the data path
+ * accesslog.c  the access-log client as Python sees it (log_entry.c encodes,
+ *              log_sender.c queues and sends off the data path)
  * engine.c     one connection: calls its parser, checks the ops
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
- * envoy.c      face 2: Envoy's dynamic-module network filter
+ * envoy.c      face 2: Envoy's dynamic-module network filter (envoy_buffer.c reads
+ *              and rewrites Envoy's buffers)
  *
  * Python objects are touched only between python_enter and python_leave.
  */
