@@ -89,9 +89,9 @@ class BinaryProtocol:
     def requests(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Judge the requests at the front of `data`."""
         connection = self._connection
-        if connection.matcher is not self._matcher:
-            self._matcher = connection.matcher
-            self._tests = key_tests(self._matcher)
+        if (matcher := connection.matcher) is not self._matcher:
+            self._matcher = matcher
+            self._tests = key_tests(matcher)
         tests = self._tests
         pending = self._pending
         if len(pending) > MAX_PENDING:

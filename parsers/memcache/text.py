@@ -72,6 +72,7 @@ _SET = re.compile(
     rb"set ([^\x00-\x20\x7f]{1,250}+) [0-9]{1,9} (?:-?[0-9]{1,9}|1[0-9]{9}) ([0-9]{1,9})"
     rb"( noreply)?\r\n"
 )
+_PLAIN_VALUE = re.compile(rb"VALUE [^\n ]+ [0-9]+ ([0-9]{1,10})\r\n").match
 _MANY_KEYS = re.compile(rb" *(?:b?gets?|gats?) ")
 _G, _S, _V = b"gsV"
 
@@ -117,8 +118,8 @@ class TextProtocol:
     def requests(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Judge the requests at the front of `data`."""
         connection = self._connection
-        if connection.matcher is not self._matcher:
-            self._use(connection.matcher)
+        if (matcher := connection.matcher) is not self._matcher:
+            self._use(matcher)
         pending = self._pending
         if len(pending) > MAX_PENDING:
             raise ParserError(f"more than {MAX_PENDING} requests wait for their replies")
@@ -225,8 +226,8 @@ class TextProtocol:
         position, size = 0, len(data)
         while position < size:
             owed = pending[0] if pending else NOTHING
-            kind, command, tokens = owed
-            if kind == VALUES and (match := VALUE.match(data, position)):
+            kind = owed[0]
+            if kind == VALUES and (match := _PLAIN_VALUE(data, position)):
                 end = match.end() + int(match[1]) + 2
                 if not data.startswith(b"END\r\n", end):
                     self._hits = True
@@ -244,7 +245,7 @@ class TextProtocol:
                 self._hits = False
             elif (
                 kind == LINE
-                and tokens is None
+                and owed[2] is None
                 and data[position] != _V
                 and (end := data.find(b"\n", position) + 1)
             ):
@@ -261,10 +262,11 @@ class TextProtocol:
                 position = end
                 continue
             pending.popleft()
-            log(_RESPONSE, {"command": command, "status": status}, _PROTO)
+            log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO)
             ops += (PASS, end - position)
             position = end
-        self._answer_denied(ops)
+        if pending and pending[0][0] == DENIED:
+            self._answer_denied(ops)
         if end_stream and position < size:
             # The server is gone: the client may have what there is.
             ops += (PASS, size - position)
