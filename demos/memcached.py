@@ -19,7 +19,7 @@ from typing import Any
 from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheClientError, MemcacheError
 
-from demos.stage import HERE, Stage, brief, proxy, run_stories
+from demos.stage import HERE, Stage, brief, confirmed, proxy, run_stories
 from node.address import Address
 from node.errors import SetupError
 from node.parsers import choose_parser
@@ -94,9 +94,9 @@ def tell(stage: Stage) -> None:
                     observed = _observe(attempt, connection)
                     if observed == "denied" and _content(direct) != before:
                         observed = "denied, and yet memcached has changed"
-                    stage.check(
-                        who, attempt.what, expected, observed, brief(log.request_of(source))
-                    )
+                    entry = log.request_of(source)
+                    observed = confirmed(observed, entry)
+                    stage.check(who, attempt.what, expected, observed, brief(entry))
                     connection.close()
         direct.close()
 

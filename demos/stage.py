@@ -33,6 +33,8 @@ ENDPOINTS = HERE / "rebel-endpoints.yaml"
 NETWORK = "127.10.0."
 """As in the endpoints file; another one is taken if its ports are in use."""
 
+_COLORS = {"allowed": "green", "denied": "yellow", "closed": "yellow"}
+
 LOG_TIMEOUT = 5.0
 """Seconds an entry may take to arrive. The library sends it within milliseconds."""
 
@@ -77,15 +79,17 @@ class Stage:
         """Compare, keep the row, and print it."""
         row = Row(who, what, str(expected), str(observed), log)
         self.rows.append(row)
+        observed = click.style(f"{row.observed:8}", fg=_COLORS.get(row.observed))
         mark = click.style("ok", fg="green") if row.as_expected else click.style("WRONG", fg="red")
-        verdict = f"{row.observed:9}" if row.as_expected else f"{row.observed} (not {row.expected})"
-        color = {"allowed": "green", "denied": "yellow"}.get(row.observed)
-        click.echo(
-            f"  {who:18} {what:34} {click.style(verdict, fg=color)} {mark:2}  {log}".rstrip()
-        )
+        click.echo(f"  {who:18} {what:34} {row.expected:8}  {observed}  {mark}  {log}".rstrip())
 
     def title(self, text: str) -> None:
         click.echo("\n" + click.style(text, bold=True))
+
+    def table(self) -> None:
+        """Head the rows that follow."""
+        head = f"  {'who':18} {'what':34} {'expected':8}  {'observed':8}      access log"
+        click.echo(click.style(head, underline=True))
 
     def say(self, text: str) -> None:
         click.echo(f"  {text}")
@@ -181,7 +185,14 @@ def brief(entry: LogEntry | None) -> str:
         return "nothing in the log"
     shown = entry_to_json(entry)
     fields = " ".join(f"{key}={value}" for key, value in shown["fields"].items())
-    return f"log: {shown['type'].upper()} {shown['proto']} {fields}"
+    return f"{shown['type'].upper()} {shown['proto']} {fields}"
+
+
+def confirmed(observed: str, entry: LogEntry | None) -> str:
+    """`observed`, if the log tells the same; else both."""
+    logged = None if entry is None else entry_to_json(entry)["verdict"]
+    agrees = logged == ("allowed" if observed == "allowed" else "denied")
+    return observed if agrees else f"{observed}, logged as {logged}"
 
 
 @contextmanager
@@ -193,6 +204,7 @@ def proxy(stage: Stage, config: ProxyConfig) -> Iterator[tuple[Proxy, Log]]:
         stage.say(click.style(event.message, dim=True))
 
     with Proxy(config, on_event=narrate, on_entries=log.add) as running:
+        stage.table()
         yield running, log
 
 

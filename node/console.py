@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,14 @@ class Console:
 
     def _write(self, line: str, *, err: bool = False) -> None:
         with self._lock:
-            click.echo(line, err=err, color=True)
+            try:
+                click.echo(line, err=err, color=True)
+            except BrokenPipeError:
+                # Whoever read us has gone (| head): end in order, and say nothing more.
+                silence = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(silence, (sys.stderr if err else sys.stdout).fileno())
+                os.close(silence)
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def paint(text: str, role: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
 import re
 import resource
 import shutil
@@ -36,6 +37,9 @@ LOG_FORMAT = "%Y-%m-%d %T.%e %l %n: %v"
 
 TAIL = 40
 """Lines of Envoy's log kept for the message when it dies."""
+
+MAX_PENDING = 1000
+"""Lines of Envoy's log that wait for a slow terminal."""
 
 MAX_LINE = 16 << 10
 """Longest log line taken at once, bytes; longer ones arrive in pieces."""
@@ -118,7 +122,8 @@ class EnvoyProcess:
     """A running Envoy. Constructing starts it; `stop` (or leaving the block) ends it.
 
     bootstrap: path of its bootstrap document. admin: where its admin interface is.
-    on_log: called from a thread of ours with each line of its log.
+    on_log: called from a thread of ours with each line of its log; while it blocks,
+    lines beyond MAX_PENDING are left out.
     It ends when the thread that constructs this ends: use one that lives as long.
     """
 
@@ -135,6 +140,7 @@ class EnvoyProcess:
         self.admin = admin
         self.tail: deque[str] = deque(maxlen=TAIL)
         self._on_log = on_log
+        self._pending: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
             [
                 *_tether(),
@@ -157,7 +163,9 @@ class EnvoyProcess:
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (most_files, most_files))
         self._reader = threading.Thread(target=self._read_log, name="envoy-log", daemon=True)
+        self._teller = threading.Thread(target=self._tell_log, name="envoy-log-out", daemon=True)
         self._reader.start()
+        self._teller.start()
 
     @property
     def pid(self) -> int:
@@ -233,6 +241,7 @@ class EnvoyProcess:
                 self._process.kill()
         status = self._process.wait()
         self._reader.join(timeout=1)
+        self._teller.join(timeout=1)
         return status
 
     def __enter__(self) -> Self:
@@ -242,6 +251,7 @@ class EnvoyProcess:
         self.stop()
 
     def _read_log(self) -> None:
+        # Nothing in this loop may block: Envoy would, as soon as the pipe is full.
         stream = self._process.stderr
         assert stream is not None
         with stream:
@@ -249,7 +259,13 @@ class EnvoyProcess:
                 line = raw.decode(errors="replace").rstrip()
                 if line:
                     self.tail.append(line)
-                    self._on_log(line)
+                    if self._pending.qsize() < MAX_PENDING:
+                        self._pending.put(line)
+        self._pending.put(None)
+
+    def _tell_log(self) -> None:
+        while (line := self._pending.get()) is not None:
+            self._on_log(line)
 
 
 def describe(returncode: int | None) -> str:

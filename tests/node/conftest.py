@@ -24,9 +24,14 @@ READY_TIMEOUT = 60
 
 
 class Command:
-    """``proxylib ...`` as a process; its stdout lines are parsed as JSON."""
+    """``proxylib ...`` as a process; its stdout lines are parsed as JSON.
 
-    def __init__(self, *arguments: object, env: dict[str, str] | None = None) -> None:
+    read: take its lines as they come; else the test reads its stdout.
+    """
+
+    def __init__(
+        self, *arguments: object, env: dict[str, str] | None = None, read: bool = True
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "node", *map(str, arguments)],
             cwd=ROOT,
@@ -38,7 +43,8 @@ class Command:
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.seen: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        if read:
+            self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -75,7 +81,8 @@ class Command:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._reader.join()
+        if self._reader.ident is not None:
+            self._reader.join()
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()

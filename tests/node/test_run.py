@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -523,3 +524,43 @@ def test_connections_of_a_starting_proxy_find_their_rules(
         done.set()
         intruder.join()
     assert set(leaked) <= {b""}
+
+
+def test_a_stuck_reader_of_the_command_does_not_stop_traffic(
+    command: Callable[..., Command], echo: Address
+) -> None:
+    running = command(
+        *("run", "r2d2", "--listen", FREE, "--upstream", echo),
+        *("--json", "--envoy-log-level", "trace"),
+        read=False,
+    )
+    stdout = running.process.stdout
+    assert stdout is not None
+    address = None
+    while address is None:
+        event = json.loads(stdout.readline())
+        if event.get("event") == "ready":
+            address = address_of(event)
+    # From here on nobody reads: Envoy's own trace alone fills every pipe.
+    with connect(CLIENT, address) as client:
+        for _ in range(2000):
+            assert dialogue(client, b"READ " + b"x" * 100 + b"\r\n")[0].startswith(b"READ")
+    stdout.close()
+    assert running.process.wait(timeout=30) == 0
+
+
+def test_the_command_ends_when_its_reader_has_gone(
+    command: Callable[..., Command], echo: Address
+) -> None:
+    running = command("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json", read=False)
+    stdout = running.process.stdout
+    assert stdout is not None
+    event: dict[str, Any] = {}
+    while event.get("event") != "ready":
+        event = json.loads(stdout.readline())
+    stdout.close()
+    with connect(CLIENT, address_of(event)) as client:
+        dialogue(client, b"HALT\r\n")
+        assert running.process.wait(timeout=30) == 0
+    assert running.stderr() == ""
+    assert gone(event["pid"])
