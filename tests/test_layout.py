@@ -29,6 +29,8 @@ ELSEWHERE = {
         "the server's socket",
     ),
     "parsers/r2d2.py": ("tests/native/test_dialogues.py", "tested at every level at once"),
+    "node/console.py": ("tests/node/test_run.py", "what it prints is what is tested"),
+    "node/stopping.py": ("tests/node/test_run.py", "signals, sent to the real program"),
     "node/errors.py": ("tests/node/test_cli.py", "types without behaviour"),
 }
 
@@ -49,6 +51,7 @@ NO_SOURCE = {
     "tests/benchmarks": "benchmarks/",
     "tests/parsers/memcache": "parsers/memcache, by its dialogues",
     "tests/xds": "xds/, by what its files do together",
+    "tests/node/test_static_config.py": "envoy_configs/",
     "tests/test_layout.py": "tests/",
     "tests/test_imports.py": "the import rules",
 }
