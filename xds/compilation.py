@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 
 from proxylib.proto import npds_pb2 as npds
 from xds.endpoints import Endpoint
 from xds.identity import Identities, reserved_labels
-from xds.labels import LabelSet, Selector
+from xds.labels import LabelSet
 from xds.policy import L7, L7Pairs, Policy, Port, Rule
+from xds.selection import Selection
 from xds.source import MAX_PROBLEMS, DocumentError, Problem
 
 NETWORK_POLICY = "type.googleapis.com/cilium.NetworkPolicy"
@@ -38,27 +38,9 @@ _WIRE_PROTOCOLS: Mapping[str, tuple[npds.Protocol.ValueType, ...]] = {
 Resources = dict[str, tuple[bytes, ...]]
 """Serialized resources by type URL, in a fixed order."""
 
-Select = Callable[[Selector], frozenset[int]]
-
 EntryKey = tuple[int, int, npds.Protocol.ValueType]
 RuleKey = tuple[bool, tuple[int, ...], str]
 """(deny, remotes, l7proto): rules that agree in these are one on the wire."""
-
-
-@dataclass
-class Selection:
-    """Which identities each selector selects; each selector is evaluated once."""
-
-    identities: Mapping[int, LabelSet]
-    _cache: dict[Selector, frozenset[int]] = field(default_factory=dict)
-
-    def __call__(self, selector: Selector) -> frozenset[int]:
-        found = self._cache.get(selector)
-        if found is None:
-            found = self._cache[selector] = frozenset(
-                number for number, labels in self.identities.items() if selector.matches(labels)
-            )
-        return found
 
 
 def compile_resources(
@@ -76,10 +58,13 @@ def compile_resources(
     select = Selection(reserved_labels() | users)
     problems: list[Problem] = []
     compiled = {}
-    for number, labels in users.items():
-        subject = [policy for policy in policies if number in select(policy.subject)]
+    subjects: dict[int, list[Policy]] = {number: [] for number in users}
+    for policy in policies:
+        for number in select(policy.subject) & users.keys():
+            subjects[number].append(policy)
+    for number, subject in subjects.items():
         problems += islice(_conflicts(subject), MAX_PROBLEMS)
-        compiled[labels] = npds.NetworkPolicy(
+        compiled[users[number]] = npds.NetworkPolicy(
             ingress_per_port_policies=_direction(subject, True, select),
             egress_per_port_policies=_direction(subject, False, select),
         )
@@ -109,7 +94,7 @@ def _hosts(endpoints: Iterable[Endpoint], identities: Identities) -> Iterable[by
 
 
 def _direction(
-    subject: Sequence[Policy], ingress: bool, select: Select
+    subject: Sequence[Policy], ingress: bool, select: Selection
 ) -> list[npds.PortNetworkPolicy]:
     rules = [rule for policy in subject for rule in policy.rules(ingress=ingress)]
     if not rules:
@@ -127,7 +112,7 @@ def _direction(
     return [_entry(key, rules) for key, rules in sorted(entries.items(), key=lambda e: e[0])]
 
 
-def _remotes(rule: Rule, select: Select) -> tuple[int, ...] | None:
+def _remotes(rule: Rule, select: Selection) -> tuple[int, ...] | None:
     """The identities that `rule` is about: () for anybody, None for nobody."""
     if rule.empty:
         return None

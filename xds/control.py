@@ -21,6 +21,7 @@ from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources, com
 from xds.documents import load_policies
 from xds.endpoints import Endpoint, load_endpoints, with_extra
 from xds.identity import Identities
+from xds.labels import LabelSet
 from xds.lint import lint
 from xds.policy import Policy
 from xds.server import DiscoveryServer
@@ -73,6 +74,7 @@ class Loaded:
     policies: Sequence[Policy] = ()
     endpoints: Sequence[Endpoint] = ()
     resources: Resources = field(default_factory=dict)
+    identities: Mapping[int, LabelSet] = field(default_factory=dict)
     warnings: Sequence[Problem] = ()
 
 
@@ -112,7 +114,9 @@ class ControlServer:
         self._loaded = Loaded()
         self._revision = 0
         self._last_error = ""
-        self._lock = threading.RLock()
+        # One change at a time; and what is in force is read without waiting for it.
+        self._changing = threading.Lock()
+        self._lock = threading.Lock()
         self._watch_files = watch_files
         self._on_error = on_error
         self._on_change = on_change
@@ -185,12 +189,11 @@ class ControlServer:
         """A consistent view of what is loaded and of every subscriber."""
         with self._lock:
             loaded = self._loaded
-            users = {self._identities.number(e.labels): str(e.labels) for e in loaded.endpoints}
             return Status(
                 revision=self._revision,
                 policies=len(loaded.policies),
                 endpoints=len(loaded.endpoints),
-                identities=dict(sorted(users.items())),
+                identities={n: str(labels) for n, labels in sorted(loaded.identities.items())},
                 versions=self._server.versions(),
                 streams=self._server.streams(),
                 warnings=loaded.warnings,
@@ -216,17 +219,18 @@ class ControlServer:
         return self._server.wait(in_force, timeout)
 
     def _apply(self, read: Callable[[], _Documents]) -> Sequence[Problem]:
-        with self._lock:
+        with self._changing:
             try:
                 loaded = self._load(read())
                 self._identities.save()
             except ProxylibError as error:
                 self._last_error = str(error)
                 raise
-            self._loaded = loaded
-            self._last_error = ""
-            if self._server.publish(loaded.resources):
-                self._revision += 1
+            with self._lock:
+                self._loaded = loaded
+                self._last_error = ""
+                if self._server.publish(loaded.resources):
+                    self._revision += 1
             return loaded.warnings
 
     def _load(self, documents: _Documents) -> Loaded:
@@ -240,7 +244,8 @@ class ControlServer:
         except ValueError as error:
             raise ConfigError(f"extra endpoint: {error}") from error
         resources = compile_resources(policies, endpoints, self._identities, self._endpoint_id)
-        return Loaded(policies, endpoints, resources, lint(policies, endpoints))
+        identities = self._identities.number_all(endpoint.labels for endpoint in endpoints)
+        return Loaded(policies, endpoints, resources, identities, lint(policies, endpoints))
 
     def _endpoint_id(self, endpoint: Endpoint) -> int:
         return self._endpoint_ids.setdefault(endpoint.addresses, len(self._endpoint_ids) + 1)
@@ -254,25 +259,32 @@ class ControlServer:
         watched = [path.absolute() for path in (*self._policy_paths, self._endpoints_path) if path]
         # Directories, because editors and Kubernetes replace files rather than write them.
         directories = {path if path.is_dir() else path.parent for path in watched}
-        for changes in watch(
-            *directories,
-            stop_event=self._stop_watching,
-            debounce=_WATCH_DEBOUNCE_MS,
-            recursive=False,
-            raise_interrupt=False,
-        ):
-            if any(_concerns(Path(name), watched) for _, name in changes):
-                self._reload_watched()
+        try:
+            for changes in watch(
+                *directories,
+                stop_event=self._stop_watching,
+                debounce=_WATCH_DEBOUNCE_MS,
+                recursive=False,
+                raise_interrupt=False,
+            ):
+                if any(_concerns(Path(name), watched) for _, name in changes):
+                    self._reload_watched()
+        except OSError as error:
+            # The system's limit of watches, or a directory that has gone.
+            self._watch_failed(ConfigError(f"files are no longer watched: {error}"))
 
     def _reload_watched(self) -> None:
         try:
             warnings = self.reload()
         except ProxylibError as error:
-            if self._on_error is not None:
-                self._on_error(error)
+            self._watch_failed(error)
         else:
             if self._on_change is not None:
                 self._on_change(warnings)
+
+    def _watch_failed(self, error: ProxylibError) -> None:
+        if self._on_error is not None:
+            self._on_error(error)
 
 
 def _gather(problems: list[Problem], load: Callable[[A], list[T]], argument: A) -> list[T]:

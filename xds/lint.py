@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from proxylib.rules import Regex
 from xds.documents import find_parser
 from xds.endpoints import Endpoint
-from xds.labels import LabelSet, Operator, Requirement, Selector
+from xds.labels import Label, Operator, Requirement, Selector
 from xds.policy import L7, Policy, Rule
-from xds.source import Origin, Problem
+from xds.selection import Selection
+from xds.source import MAX_PROBLEMS, Origin, Problem
 
 _CLOSE = 0.8
 """How similar (difflib's ratio) a label must be to one that exists to be a likely typo."""
 
 
 def lint(policies: Iterable[Policy], endpoints: Sequence[Endpoint]) -> list[Problem]:
-    """Warnings about `policies`, given the endpoints that there are."""
-    known = list(dict.fromkeys(endpoint.labels for endpoint in endpoints))
-    return [warning for policy in policies for warning in _policy(policy, known)]
+    """Warnings about `policies`, given the endpoints that there are; the first hundred."""
+    sets = dict.fromkeys(endpoint.labels for endpoint in endpoints)
+    select = Selection(dict(enumerate(sets)))
+    known = sorted({label for labels in sets for label in labels})
+    warnings = (warning for policy in policies for warning in _policy(policy, select, known))
+    return list(islice(warnings, MAX_PROBLEMS))
 
 
-def _policy(policy: Policy, known: Sequence[LabelSet]) -> Iterator[Problem]:
-    yield from _selector(policy.subject, policy.origin.below("endpointSelector"), known)
+def _policy(policy: Policy, select: Selection, known: Sequence[Label]) -> Iterator[Problem]:
+    subject = policy.origin.below("endpointSelector")
+    yield from _selector(policy.subject, subject, select, known)
     for ingress, peers in ((True, "fromEndpoints"), (False, "toEndpoints")):
         for rule in policy.rules(ingress=ingress):
             for index, selector in enumerate(rule.peers or ()):
-                yield from _selector(selector, rule.origin.below(peers, index), known)
+                yield from _selector(selector, rule.origin.below(peers, index), select, known)
             yield from _rule(rule)
 
 
@@ -82,27 +88,25 @@ def _alternatives(pattern: str) -> list[str]:
     return parts
 
 
-def _selector(selector: Selector, origin: Origin, known: Sequence[LabelSet]) -> Iterator[Problem]:
-    if selector.names_reserved or any(selector.matches(labels) for labels in known):
+def _selector(
+    selector: Selector, origin: Origin, select: Selection, known: Sequence[Label]
+) -> Iterator[Problem]:
+    if selector.names_reserved or select(selector):
         return
     hints = [hint for r in selector.requirements for hint in _hints(r, known)]
     hint = f"; {'; '.join(sorted(hints))}" if hints else ""
     yield Problem(origin.place, f"selects no endpoint: {selector}{hint}")
 
 
-def _hints(requirement: Requirement, known: Sequence[LabelSet]) -> Iterator[str]:
+def _hints(requirement: Requirement, known: Sequence[Label]) -> Iterator[str]:
     """Labels that exist and nearly are what `requirement` asks for."""
     if requirement.operator not in (Operator.IN, Operator.EXISTS):
         return
-    if any(requirement.matches(labels) for labels in known):
-        return
-    labels = {label for labels in known for label in labels}
-    keys = {label.key for label in labels}
-    if requirement.key not in keys:
+    there = {label.value: label for label in known if label.key == requirement.key}
+    if not there:
+        keys = {label.key for label in known}
         for key in difflib.get_close_matches(requirement.key, keys, n=1, cutoff=_CLOSE):
             yield f"there is a label {key!r}, did you mean that?"
-        return
-    there = {label.value: label for label in sorted(labels) if label.key == requirement.key}
-    for value in sorted(requirement.values):
+    for value in sorted(requirement.values - there.keys()):
         for close in difflib.get_close_matches(value, there, n=1, cutoff=_CLOSE):
             yield f"there is {there[close]}, did you mean that?"

@@ -154,7 +154,6 @@ class DiscoveryServer:
                 ("grpc.max_receive_message_length", MAX_REQUEST),
                 # The state of the world grows with the number of endpoints.
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
             ],
         )
         server.add_generic_rpc_handlers(tuple(self._handlers()))

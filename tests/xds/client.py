@@ -26,7 +26,7 @@ class Subscriber:
         self._channel = grpc.insecure_channel(
             f"unix:{quote(str(path))}", options=[("grpc.use_local_subchannel_pool", 1)]
         )
-        self.call: Any = self._channel.stream_stream(method or METHODS[url])(
+        self.call: Any = self._channel.stream_stream(method or METHODS[url], None, None)(
             iter(self._requests.get, None), timeout=30
         )
         self._responses: Iterator[bytes] = iter(self.call)

@@ -281,7 +281,7 @@ def test_memcache_example() -> None:
     compiled = resources(example("secure-rebel-alliance-memcache"), endpoints)
     policy = npds.NetworkPolicy.FromString(compiled[NETWORK_POLICY][0])
     (entry,) = policy.ingress_per_port_policies
-    assert (policy.endpoint_ips, policy.endpoint_id, entry.port) == (["10.0.0.1"], 1, 11211)
+    assert (list(policy.endpoint_ips), policy.endpoint_id, entry.port) == (["10.0.0.1"], 1, 11211)
     hosts = compile_hosts(compiled[NETWORK_POLICY_HOSTS], version="1")
     who = {hosts.identity(f"10.0.0.{n}"): n for n in (2, 3, 4)}
     said = {
@@ -305,4 +305,4 @@ def test_endpoints_of_one_identity_share_it() -> None:
     endpoints = "endpoints: [{address: 10.0.0.2}, {address: 10.0.0.1}]"
     hosts = resources("", endpoints)[NETWORK_POLICY_HOSTS]
     (only,) = map(npds.NetworkPolicyHosts.FromString, hosts)
-    assert (only.policy, only.host_addresses) == (256, ["10.0.0.1", "10.0.0.2"])
+    assert (only.policy, list(only.host_addresses)) == (256, ["10.0.0.1", "10.0.0.2"])
