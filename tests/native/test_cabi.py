@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +124,23 @@ def test_missing_sockets_are_no_error(spawn: Spawn, tmp_path: Path) -> None:
     assert connect(process, instance, 1) == FilterResult.OK
     event = process.io(1, False, False, b"READ x\r\n")
     assert event.out == (b"", b"ERROR\r\n"), "no policy: closed"
+
+
+def test_silent_control_server_does_not_hold_the_host_up(spawn: Spawn, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "xds.sock"))
+        silent.listen()
+        process = spawn()
+        started = time.monotonic()
+        instance = process.open_module([("xds-path", str(tmp_path / "xds.sock"))])
+        assert instance != 0
+        assert time.monotonic() - started < 5
+        assert connect(process, instance, 1) == FilterResult.OK
+        assert process.io(1, False, False, b"HALT\r\n").out == (b"", b"ERROR\r\n")
+        started = time.monotonic()
+        process.close_module(instance)
+        assert process.end() == 0
+        assert time.monotonic() - started < 5
 
 
 # Connections.
