@@ -16,11 +16,9 @@ from node.errors import SetupError
 from proxylib.errors import ProxylibError
 from xds.compilation import NETWORK_POLICY
 from xds.control import ControlServer
-from xds.documents import load_policies
-from xds.endpoints import load_endpoints, with_extra
 from xds.labels import LabelSet
 from xds.policy import Policy, PortRule
-from xds.source import Problem, read_documents, read_file
+from xds.source import Problem
 
 LOOPBACK = ("127.0.0.1", "::1")
 
@@ -133,25 +131,14 @@ class PolicyServer:
             self._report("policy-warning", str(warning), "warning")
         if not self._policies:
             return
-        try:
-            message = self._irrelevance()
-        except ProxylibError:
-            return  # edited again meanwhile; the next reload reports it
+        message = self._irrelevance()
         if message:
             self._report("irrelevant-policy", message, "warning")
 
     def _irrelevance(self) -> str:
         """Why the policies do not protect what this proxy is for; "" if they do."""
-        documents = [
-            d for path in self._policies for d in read_documents(str(path), read_file(path))
-        ]
-        policies = load_policies(documents)
-        known = (
-            load_endpoints(read_documents(str(self._endpoints), read_file(self._endpoints)))
-            if self._endpoints
-            else []
-        )
-        everybody = with_extra(known, dict.fromkeys(self._extra))
+        loaded = self.control.loaded
+        everybody = loaded.endpoints
         if self._egress:
             labels = [endpoint.labels for endpoint in everybody]
             who = "any endpoint's egress"
@@ -160,7 +147,7 @@ class PolicyServer:
             labels = [e.labels for e in everybody if host in e.addresses]
             who = f"the ingress of the upstream {host} (labels: {str(labels[0]) or 'none'})"
         return irrelevance(
-            policies,
+            loaded.policies,
             labels,
             who,
             ingress=not self._egress,

@@ -428,9 +428,12 @@ def address_of(event: dict[str, Any]) -> Address:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_everything_it_started(
-    command: Callable[..., Command], echo: Address, number: int
+    command: Callable[..., Command], echo: Address, number: int, tmp_path: Path
 ) -> None:
-    running = command("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json")
+    running = command(
+        *("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json"),
+        env={"TMPDIR": str(tmp_path)},
+    )
     ready = running.event("ready")
     with connect(CLIENT, address_of(ready)) as client:
         assert dialogue(client, b"HALT\r\n") == [b"HALT\r\n"]
@@ -438,13 +441,17 @@ def test_the_command_ends_everything_it_started(
         assert running.end(number) == 0
     assert gone(ready["pid"])
     assert running.stderr() == ""
+    assert list(tmp_path.iterdir()) == []
     running.event("stopped")
 
 
 def test_the_command_killed_takes_envoy_along(
-    command: Callable[..., Command], echo: Address
+    command: Callable[..., Command], echo: Address, tmp_path: Path
 ) -> None:
-    running = command("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json")
+    running = command(
+        *("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json"),
+        env={"TMPDIR": str(tmp_path)},
+    )
     ready = running.event("ready")
     running.end(signal.SIGKILL)
     assert gone(ready["pid"])
