@@ -67,6 +67,13 @@ setup(
     },
     entry_points={
         "console_scripts": ["proxylib = node.cli:main"],
-        "proxylib.parsers": ["r2d2 = parsers.r2d2", "memcache = parsers.memcache"],
+        "proxylib.parsers": [
+            "memcache = parsers.memcache",
+            "r2d2 = parsers.r2d2",
+            "test.blockparser = parsers.testparsers",
+            "test.headerparser = parsers.testparsers",
+            "test.lineparser = parsers.testparsers",
+            "test.passer = parsers.testparsers",
+        ],
     },
 )
