@@ -48,8 +48,8 @@ class Memcache(BatchParser):
 
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
         if not data:
-            ops += (MORE, 1)
-        elif reply:
+            return
+        if reply:
             if self._replies is None:
                 self._replies = self._binary.replies if data[0] > 127 else self._text.replies
             self._replies(end_stream, data, ops)

@@ -217,7 +217,7 @@ class BinaryProtocol:
         if end_stream and position < size:
             # The server is gone: the client may have what there is.
             ops += (PASS, size - position)
-        else:
+        elif position < size:
             ops += (MORE, need)
 
 

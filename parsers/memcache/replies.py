@@ -16,7 +16,7 @@ from parsers.memcache.commands import TEXT, Reply
 VALUE = re.compile(rb"VALUE [^\n ]++ [0-9]++ ([0-9]{1,10})(?: [0-9]++)?\r\n")
 """The header of a value of get, with its length."""
 
-META_VALUE = re.compile(rb"VA ([0-9]{1,10})((?: [^\n]*)?)\n")
+META_VALUE = re.compile(rb"VA ([0-9]{1,10})((?: [^\r\n]*)?)\r?\n")
 """The header of a value of a meta command: its length, and the flags."""
 
 LISTING = (b"STAT ", b"ITEM ", b"PREFIX ", b"key=", b"mg ")

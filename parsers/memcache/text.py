@@ -270,7 +270,7 @@ class TextProtocol:
         if end_stream and position < size:
             # The server is gone: the client may have what there is.
             ops += (PASS, size - position)
-        else:
+        elif position < size:
             ops += (MORE, 1)
 
     def _answer_denied(self, ops: list[int]) -> None:
@@ -298,6 +298,8 @@ class TextProtocol:
                 raise ParserError(f"reply line longer than {MAX_REPLY_LINE} bytes")
             return position
         line = data[position:end].rstrip(b"\r\n")
+        if line.startswith((b"VALUE ", b"VA ")):
+            raise ParserError(f"a reply whose length cannot be read: {line[:60]!r}")
         if owed[0] == LIST and line.startswith(LISTING):
             return self._pass(position, end, ops)
         if not fits(owed, line):

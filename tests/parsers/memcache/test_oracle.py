@@ -1,0 +1,174 @@
+"""The parser between real clients and a real memcached, which is the judge."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from pymemcache.client.base import Client as Pymemcache
+from pymemcache.exceptions import MemcacheClientError
+
+from tests.parsers.memcache.relay import Client, memcached, relay
+
+FLEET = [
+    {"command": "writeGroup", "keyPrefix": "alliance/fleet/"},
+    {"command": "get", "keyPrefix": "alliance/fleet/"},
+]
+MONITORING = [{"command": "get", "keyPrefix": "alliance/fleet/"}]
+DENIED = b"CLIENT_ERROR access denied\r\n"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, int]]:
+    with memcached() as address:
+        yield address
+
+
+@pytest.mark.parametrize("rules", [None, [{}]], ids=["no L7 rules", "rule for everything"])
+def test_memccapable(rules: list[dict[str, str]] | None) -> None:
+    """libmemcached's conformance test: 54 tests of both protocols."""
+    tool = shutil.which("memccapable")
+    assert tool, "memccapable is not installed (Debian package libmemcached-tools)"
+    with memcached() as upstream, relay(upstream, rules) as it:
+        host, port = it.address
+        run = subprocess.run(
+            [tool, "-h", host, "-p", str(port)], capture_output=True, text=True, timeout=100
+        )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("[pass]") == 54, run.stdout
+    assert not any(connection.closed for connection in it.hosts)
+
+
+def test_fleet_maintenance_reads_and_writes_its_keys(server: tuple[str, int]) -> None:
+    with relay(server, FLEET) as it:
+        client = Pymemcache(it.address, default_noreply=False)
+        assert client.set("alliance/fleet/xwing", b"red five")
+        assert client.get("alliance/fleet/xwing") == b"red five"
+        assert client.get_many(["alliance/fleet/xwing", "alliance/fleet/none"]) == {
+            "alliance/fleet/xwing": b"red five"
+        }
+        assert client.append("alliance/fleet/xwing", b"!")
+        value, cas = client.gets("alliance/fleet/xwing")
+        assert value == b"red five!"
+        assert client.cas("alliance/fleet/xwing", b"gone", cas)
+        assert client.touch("alliance/fleet/xwing", 100)
+        assert client.set("alliance/fleet/count", "1")
+        assert client.incr("alliance/fleet/count", 41) == 42
+        assert client.delete("alliance/fleet/xwing")
+        for refused in (
+            lambda: client.set("empire/plans", b"x"),
+            lambda: client.get("empire/plans"),
+            lambda: client.get_many(["alliance/fleet/count", "empire/plans"]),
+            lambda: client.delete("empire/plans"),
+            lambda: client.flush_all(),
+            lambda: client.stats(),
+        ):
+            with pytest.raises(MemcacheClientError, match="access denied"):
+                refused()
+        assert client.get("alliance/fleet/count") == b"42"
+        client.close()
+
+
+def test_monitoring_only_reads(server: tuple[str, int]) -> None:
+    with relay(server, MONITORING) as it, Client(it.address) as client:
+        assert client.ask(b"set alliance/fleet/a 0 0 9\r\nflush_all\r\n", b"\n") == DENIED
+        # noreply: no answer, and the value is not taken for a request.
+        client.socket.sendall(b"set alliance/fleet/a 0 0 9 noreply\r\nflush_all\r\n")
+        assert client.ask(b"get alliance/fleet/a\r\n", b"END\r\n") == b"END\r\n"
+
+
+def test_answers_keep_their_order(server: tuple[str, int]) -> None:
+    """Denials between quiet and loud requests of every kind of reply."""
+    with relay(server, FLEET) as it, Client(it.address) as client:
+        big = b"x" * 300_000
+        client.ask(b"set alliance/fleet/big 0 0 300000\r\n" + big + b"\r\n", b"STORED\r\n")
+        answer = client.ask(
+            b"get alliance/fleet/big\r\n"
+            b"get secret\r\n"
+            b"mg alliance/fleet/big v\r\n"
+            b"get secret\r\n"
+            b"mg alliance/fleet/none v q\r\n"
+            b"get secret\r\n"
+            b"mg alliance/fleet/big s q k\r\n"
+            b"ms secret 2 q\r\nhi\r\n"
+            b"get alliance/fleet/none\r\n"
+            b"delete alliance/fleet/big\r\n",
+            b"DELETED\r\n",
+        )
+        value = b" 300000\r\n" + big + b"\r\n"
+        assert answer == (
+            b"VALUE alliance/fleet/big 0" + value + b"END\r\n" + DENIED + b"VA" + value + DENIED
+            # none is a quiet miss
+            + DENIED + b"HD s300000 kalliance/fleet/big\r\n" + DENIED + b"END\r\nDELETED\r\n"
+        )  # fmt: skip
+
+
+def test_too_large_value_keeps_the_pairing(server: tuple[str, int]) -> None:
+    with relay(server, FLEET) as it, Client(it.address) as client:
+        size = 2 << 20
+        request = b"set alliance/fleet/huge 0 0 %d\r\n%b\r\n" % (size, b"y" * size)
+        answer = client.ask(request + b"get secret\r\nget alliance/fleet/huge\r\n", b"END\r\n")
+        assert answer == b"SERVER_ERROR object too large for cache\r\n" + DENIED + b"END\r\n"
+
+
+def test_listings(server: tuple[str, int]) -> None:
+    with relay(server, [{"command": "stats"}, {"command": "lru_crawler"}]) as it:
+        with Client(it.address) as client:
+            answer = client.ask(b"stats\r\nget secret\r\nstats settings\r\nget secret\r\n", DENIED)
+            assert answer.count(DENIED) == 1 or answer.count(DENIED) == 2
+            while answer.count(DENIED) < 2:
+                answer += client.ask(b"", DENIED)
+            first, second, rest = answer.split(DENIED)
+            assert first.startswith(b"STAT pid") and first.endswith(b"END\r\n")
+            assert second.startswith(b"STAT maxbytes") and second.endswith(b"END\r\n")
+            assert rest == b""
+            for request, reply in (
+                (b"stats reset", b"RESET\r\n"),
+                (b"stats detail on", b"OK\r\n"),
+                (b"stats detail dump", b"END\r\n"),
+                (b"stats nonsense", b"ERROR\r\n"),
+                (b"lru_crawler metadump all", b"END\r\n"),
+                (b"lru_crawler crawl nonsense", b"id\r\n"),
+            ):
+                client.ask(request + b"\r\n", reply)
+                assert client.ask(b"get secret\r\n", DENIED) == DENIED
+
+
+def test_watch_streams_on(server: tuple[str, int]) -> None:
+    with relay(server, [{}]) as it, Client(it.address) as watcher, Client(it.address) as other:
+        assert watcher.ask(b"watch fetchers\r\n", b"\n") == b"OK\r\n"
+        other.ask(b"get seen\r\n", b"END\r\n")
+        assert b"key=seen" in watcher.ask(b"", b"\n")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"set k nonsense 0 11\r\nflush_all 5\r\n",
+        b"set k 0 nonsense 11\r\nflush_all 5\r\n",
+        b"cas k 0 0 11 nonsense\r\nflush_all 5\r\n",
+        b"set " + b"k" * 251 + b" 0 0 11\r\nflush_all 5\r\n",
+        b"set k\0 0 0 11\r\nflush_all 5\r\n",
+        b"ms k\0 11\r\nflush_all 5\r\n",
+        b"ms k 11 "
+        + b" ".join(b"P L F C I M J D x b c f h k l O q s".split())
+        + b"\r\nflush_all 5\r\n",
+    ],
+)
+def test_a_value_is_never_taken_for_a_request(
+    server: tuple[str, int], request_bytes: bytes
+) -> None:
+    """memcached 1.6.18 itself does, after these lines; through the parser it must not."""
+    rules = [{"command": "storage"}, {"command": "stats"}]
+    with relay(server, rules) as it, Client(it.address) as client:
+        before = _flushes(server)
+        client.ask(request_bytes + b"stats\r\n", b"END\r\n")
+        assert _flushes(server) == before
+
+
+def _flushes(server: tuple[str, int]) -> bytes:
+    with Client(server) as client:
+        stats = client.ask(b"stats\r\n", b"END\r\n")
+    return next(line for line in stats.splitlines() if line.startswith(b"STAT cmd_flush"))
