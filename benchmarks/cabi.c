@@ -1,10 +1,11 @@
 /* Times the C ABI from a host without Python: nanoseconds per OnData call.
  *
- *   cabi LIBRARY XDS_PATH LOG_PATH PARSER POLICY_NAME DST_ADDR CALLS < message
+ *   cabi LIBRARY XDS_PATH LOG_PATH PARSER POLICY_NAME DST_ADDR CALLS REPLY < message
  *
- * One message per call in the original direction, in one connection, the eight '#' of
- * "########" replaced by the number of the call. Five rounds of CALLS are timed, and
- * the median is printed as a JSON line.
+ * CALLS times a request in the original direction, the eight '#' of "########" in it
+ * replaced by the number of the call, and then (unless it is empty) the reply: one
+ * message per call, in one connection. Five rounds are timed, each direction by
+ * itself, and the medians are printed as a JSON line.
  */
 #include <dlfcn.h>
 #include <stddef.h>
@@ -43,7 +44,7 @@ static int by_value(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 8) return 2;
+  if (argc != 9) return 2;
   void *library = dlopen(argv[1], RTLD_NOW);
   if (!library) {
     fprintf(stderr, "%s\n", dlerror());
@@ -71,25 +72,30 @@ int main(int argc, char **argv) {
   static char message[1 << 16];
   size_t len = fread(message, 1, sizeof message - 1, stdin);
   char *number = strstr(message, "########");
-  GoSlice slice = {message, (int64_t)len, (int64_t)len}, data = {&slice, 1, 1};
+  GoSlice slices[2] = {{message, (int64_t)len, (int64_t)len},
+                       {argv[8], (int64_t)strlen(argv[8]), (int64_t)strlen(argv[8])}};
+  GoSlice data[2] = {{&slices[0], 1, 1}, {&slices[1], 1, 1}};
   FilterOp ops[16];
-  double rounds[5];
+  double rounds[2][5] = {{0}};
   long calls = atol(argv[7]);
   for (int round = 0; round < 5; round++) {
-    double start = now_ns();
     for (long i = 0; i < calls; i++) {
-      GoSlice out = {ops, 0, 16};
       long n = i;
       for (int digit = 7; number && digit >= 0; digit--, n /= 10) number[digit] = (char)('0' + n % 10);
-      if (on_data(1, 0, 0, &data, &out) || out.len < 1 || ops[0].op != 1) {
-        fprintf(stderr, "call %ld: not passed\n", i);
-        return 1;
+      for (int reply = 0; reply < 2 && slices[reply].len; reply++) {
+        GoSlice out = {ops, 0, 16};
+        double start = now_ns();
+        int32_t bad = on_data(1, (uint8_t)reply, 0, &data[reply], &out);
+        rounds[reply][round] += (now_ns() - start) / (double)calls;
+        if (bad || out.len < 1 || ops[0].op != 1) {
+          fprintf(stderr, "call %ld: not passed\n", i);
+          return 1;
+        }
       }
     }
-    rounds[round] = (now_ns() - start) / (double)calls;
   }
-  qsort(rounds, 5, sizeof *rounds, by_value);
-  printf("{\"ns\": %.0f}\n", rounds[2]);
+  for (int reply = 0; reply < 2; reply++) qsort(rounds[reply], 5, sizeof *rounds[0], by_value);
+  printf("{\"request\": %.0f, \"reply\": %.0f}\n", rounds[0][2], rounds[1][2]);
   close_module(instance);
   return 0;
 }

@@ -66,8 +66,8 @@ class Row:
 
 def loads(scale: float) -> list[Load]:
     """The traffic of one round; `scale` 1 takes about a second each."""
-    value = b"get big\r\n"
-    big = len(b"VALUE big 0 1048576\r\n\r\nEND\r\n") + (1 << 20)
+    value = b"get k\r\n"
+    big = len(b"VALUE k 0 1048576\r\n\r\nEND\r\n") + (1 << 20)
     fresh = b"get k########\r\n"
     miss = len(b"END\r\n")
     counts = {1: 40_000, 16: 160_000, 64: 320_000}
@@ -123,7 +123,7 @@ def fill(port: int) -> None:
     from pymemcache.client.base import Client
 
     client = Client((SERVER, port))
-    client.set("big", bytes(1 << 20), noreply=False)
+    client.set("k", bytes(1 << 20), noreply=False)
     client.close()
 
 
