@@ -16,6 +16,7 @@ from proxylib import (
     MORE,
     NOP,
     PASS,
+    BatchParser,
     Connection,
     Contains,
     EntryType,
@@ -34,12 +35,12 @@ _MAX_LENGTH_DIGITS = 20
 """Digits of the largest 64-bit number, which a block may begin with."""
 
 
-class Passer(Parser):
+class Passer(BatchParser):
     """Passes everything."""
 
-    def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
-        size = sum(map(len, data))
-        return (PASS, size) if size else (NOP, 0)
+    def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        if data:
+            ops += (PASS, len(data))
 
 
 class PasserFactory(ParserFactory):
