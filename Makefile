@@ -31,6 +31,7 @@ proto: setup  ## regenerate proxylib/proto/*_pb2.py and .pyi
 lock: setup  ## pin the newest dependencies in requirements.lock
 	.venv/bin/pip-compile -q --upgrade --extra dev --allow-unsafe --strip-extras --no-header \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock setup.py
+	rm -rf proxylib.egg-info
 
 fuzz: setup  ## fuzz each parser for FUZZ_SECONDS (60)
 	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)

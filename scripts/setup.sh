@@ -105,6 +105,8 @@ install_locked() {
 
 build() {
     say "building the shared library"
+    # Left behind by other builds, it would hide the installed entry points.
+    rm -rf proxylib.egg-info
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check \
         --no-deps --no-build-isolation -e .
 }
