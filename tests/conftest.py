@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from proxylib.testing import Host, LogRecord
 from tests.native.chost import CHost, Rig, compile_host
+
+# Time limits are pytest's: an example that is slow on a busy machine is no failure.
+settings.register_profile("proxylib", deadline=None)
+settings.load_profile("proxylib")
 
 Rules = Sequence[Mapping[str, str]] | None
 
