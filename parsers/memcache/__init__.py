@@ -28,7 +28,7 @@ from collections.abc import Callable
 from parsers.memcache.binary import BinaryProtocol
 from parsers.memcache.rule import Rule
 from parsers.memcache.text import TextProtocol
-from proxylib import MORE, BatchParser, Connection, parser
+from proxylib import BatchParser, Connection, parser
 
 Handler = Callable[[bool, bytes, list[int]], None]
 
