@@ -25,7 +25,7 @@ client has pipelined without reading any answer."""
 MAX_OP_BYTES = 1 << 62
 """Largest n of an op. Leaves room to add two of them in 64 bits."""
 
-WINDOW = 64 << 10
+WINDOW = 16 << 10
 """Most bytes handed to a parser at once while it has not asked for more: copying
 a large value that the parser then passes unseen would be the cost of large
 transfers."""
