@@ -233,9 +233,9 @@ static void log_exception(const char *what) {
 }
 
 HOOK(const char *, program_init)(void) {
-  /* The newest callback that we need came with the first release that we fit. */
-  if (!envoy_dynamic_module_callback_network_filter_close_with_details ||
-      !envoy_dynamic_module_callback_network_filter_scheduler_commit) {
+  /* This callback is new in the first release that we fit; later releases than the
+   * last one refuse our ABI version themselves. */
+  if (!envoy_dynamic_module_callback_network_filter_start_downstream_secure_transport) {
     fprintf(stderr, "proxylib: this library fits Envoy %s; the running Envoy lacks parts of that "
                     "release's dynamic-module ABI\n",
             PROXYLIB_ENVOY_RELEASES);

@@ -49,6 +49,7 @@ FILTER_CALLBACK(void, inject_write_data, envoy_filter, envoy_buffer, bool end_st
 FILTER_CALLBACK(void, close_with_details, envoy_filter, int close_type, envoy_buffer details);
 FILTER_CALLBACK(bool, get_remote_address, envoy_filter, envoy_buffer *, uint32_t *port);
 FILTER_CALLBACK(bool, get_local_address, envoy_filter, envoy_buffer *, uint32_t *port);
+FILTER_CALLBACK(bool, start_downstream_secure_transport, envoy_filter);
 FILTER_CALLBACK(envoy_scheduler, scheduler_new, envoy_filter);
 FILTER_CALLBACK(void, scheduler_commit, envoy_scheduler, uint64_t event);
 FILTER_CALLBACK(void, scheduler_delete, envoy_scheduler);
