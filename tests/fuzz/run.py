@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 CORPUS = Path(__file__).with_name("corpus")
+DICTIONARY = Path(__file__).with_name("dictionary")
 TARGETS = sorted(path.name for path in CORPUS.iterdir() if path.is_dir())
 
 
@@ -35,7 +36,12 @@ def _run_apart(target: str, seconds: int, keep: Path) -> bool:
     """Fuzz one target in a process of its own: libFuzzer ends its process."""
     with tempfile.TemporaryDirectory() as found:
         shutil.copytree(CORPUS / target, found, dirs_exist_ok=True)
-        options = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=20"]
+        options = [
+            f"-dict={DICTIONARY / target}",
+            f"-max_total_time={seconds}",
+            "-max_len=4096",
+            "-timeout=20",
+        ]
         options += [f"-artifact_prefix={keep}/{target}-", found]
         command = [sys.executable, "-m", "tests.fuzz.worker", target, *options]
         return subprocess.run(command, check=False).returncode == 0
