@@ -43,17 +43,17 @@ class Memcache(BatchParser):
         super().__init__(connection)
         self._text = TextProtocol(connection)
         self._binary = BinaryProtocol(connection)
-        self._requests: Handler | None = None
-        self._replies: Handler | None = None
+        self._requests: Handler = self._first_requests
+        self._replies: Handler = self._first_replies
 
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
-        if not data:
-            return
-        if reply:
-            if self._replies is None:
-                self._replies = self._binary.replies if data[0] > 127 else self._text.replies
-            self._replies(end_stream, data, ops)
-        else:
-            if self._requests is None:
-                self._requests = self._binary.requests if data[0] > 127 else self._text.requests
-            self._requests(end_stream, data, ops)
+        if data:
+            (self._replies if reply else self._requests)(end_stream, data, ops)
+
+    def _first_requests(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        self._requests = self._binary.requests if data[0] > 127 else self._text.requests
+        self._requests(end_stream, data, ops)
+
+    def _first_replies(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        self._replies = self._binary.replies if data[0] > 127 else self._text.replies
+        self._replies(end_stream, data, ops)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from parsers.memcache.commands import (
     ARITHMETIC_MODES,
@@ -31,9 +31,8 @@ BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
 TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a request line asks for.
+class Request(NamedTuple):
+    """What a request line asks for. (A frozen dataclass takes three times as long to make.)
 
     actions: what the policy must allow, each on every key.
     value: length of what follows the line, its CRLF included.
@@ -87,7 +86,7 @@ def parse(line: bytes) -> Request:
     if shape.first_key:
         start = shape.first_key - 1
         keys = tuple(given[start:] if shape.many_keys else given[start : start + 1])
-        if any(len(key) > MAX_KEY for key in keys):
+        if keys and max(map(len, keys)) > MAX_KEY:
             return _malformed(name, shape, args, BAD_FORMAT, silent)
     value = _value_length(name, given[shape.value - 1]) if shape.value else 0
     for which, least, most in shape.bounds:

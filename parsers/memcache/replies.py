@@ -41,7 +41,14 @@ OWED: Mapping[bytes, Owed] = {
 """The entry of each command where no quiet request went before: shared, so that
 many of them cost a pointer each."""
 
-_META_CODES = frozenset([b"VA", b"HD", b"EN", b"NF", b"NS", b"EX", b"ME"])
+_META_CODES: Mapping[bytes, frozenset[bytes]] = {
+    b"mg": frozenset([b"VA", b"HD", b"EN"]),
+    b"ms": frozenset([b"HD", b"NS", b"EX", b"NF"]),
+    b"md": frozenset([b"HD", b"NF", b"EX"]),
+    b"ma": frozenset([b"VA", b"HD", b"NF", b"NS", b"EX"]),
+    b"me": frozenset([b"ME", b"EN"]),
+}
+_ALL_META_CODES = frozenset[bytes]().union(*_META_CODES.values())
 _ERRORS = frozenset([b"ERROR", b"ERROR:", b"CLIENT_ERROR", b"SERVER_ERROR"])
 
 
@@ -51,18 +58,20 @@ def fits(owed: Owed, line: bytes) -> bool:
     If it could be that or the answer to a quiet request, it counts as the former:
     the owed reply must come, and nothing may wait behind it for ever.
     """
-    kind, _, tokens = owed
+    kind, command, tokens = owed
     word = line.split(b" ", 1)[0]
     if kind in (NOOP, BARRIER):
         # A server without meta commands says ERROR to the no-op.
         return word == b"MN" or line == b"ERROR"
     if word in _ERRORS:
         return kind >= 0
+    if kind == META and tokens is not None:
+        return word in _META_CODES[command] and _repeats(tokens, word, line)
     if kind == META:
-        return word in _META_CODES and (not tokens or _repeats(tokens, word, line))
+        return word in _ALL_META_CODES
     if kind == VALUES:
         return word == b"END"
-    return kind >= 0 and word not in _META_CODES and word != b"MN"
+    return kind >= 0 and word not in _ALL_META_CODES and word != b"MN"
 
 
 def _repeats(tokens: tuple[bytes, ...], word: bytes, line: bytes) -> bool:

@@ -67,7 +67,7 @@ _REQUEST = EntryType.Request
 _RESPONSE = EntryType.Response
 _REFUSED = EntryType.Denied
 
-_GETS = re.compile(rb"(?:get [^\x00-\x20\x7f]{1,250}+\r\n)++")
+_GETS = re.compile(rb"get ([^\x00-\x20\x7f]{1,250}+)\r\n(?:get [^\x00-\x20\x7f]{1,250}+\r\n)*+")
 _SET = re.compile(
     rb"set ([^\x00-\x20\x7f]{1,250}+) [0-9]{1,9} (?:-?[0-9]{1,9}|1[0-9]{9}) ([0-9]{1,9})"
     rb"( noreply)?\r\n"
@@ -129,8 +129,11 @@ class TextProtocol:
             first = data[position]
             if first == _G and not self._quiet and (match := _GETS.match(data, position)):
                 may_get, owed_get = self._may_get, OWED[b"get"]
-                position = match.end()
-                for key in match[0][4:-2].split(b"\r\nget "):
+                key, end = match[1], match.end()
+                alone = end - position == len(key) + 6
+                keys = (key,) if alone else data[position + 4 : end - 2].split(b"\r\nget ")
+                position = end
+                for key in keys:
                     fields = {"command": b"get", "keys": key}
                     if may_get(key):
                         log(_REQUEST, fields, _PROTO)
