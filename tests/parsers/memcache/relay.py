@@ -41,8 +41,10 @@ class Relay:
                 while True:
                     data = await source.read(1 << 16)
                     feed = host.server if reply else host.client
-                    writers[reply].write(feed(data, end=not data))
-                    writers[not reply].write(host.take(not reply))
+                    out = {reply: feed(data, end=not data), not reply: host.take(not reply)}
+                    for direction, sent in out.items():
+                        if sent:
+                            writers[direction].write(sent)
                     if not data or host.closed:
                         break
                     await writers[reply].drain()

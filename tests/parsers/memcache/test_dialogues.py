@@ -331,6 +331,6 @@ def test_policy_changes_between_requests(open_host: OpenHost) -> None:
 
 def test_many_denials_wait_their_turn(open_host: OpenHost) -> None:
     host = open_host("memcache", FLEET)
-    host.client(b"get fleet/a\r\n" + b"get x\r\n" * 9_000)
+    host.client(b"get fleet/a\r\n" + b"get x\r\n" * 20_000)
     out = host.server(b"END\r\n") + host.take(reply=True)
-    assert out == b"END\r\n" + DENIED * 9_000
+    assert out == b"END\r\n" + DENIED * 20_000
