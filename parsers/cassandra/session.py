@@ -69,7 +69,8 @@ class Session:
         self._loose: set[int] = set()
         """Streams of requests under way whose tables depend on the keyspace in use."""
         self._prepared_accesses = 0
-        self._deferred = bytearray()
+        self.deferred = bytearray()
+        """Our own replies that wait for the end of that one."""
 
     def read(self, statement: bytes, keyspace: bytes | None = None) -> Reading:
         """What `statement` does in `keyspace`, or in those that may be in use.
@@ -155,17 +156,15 @@ class Session:
             frame = segments.pack(frame, bool(self.compression))
         if not self.replying:
             self.connection.inject(True, frame)
-        elif len(self._deferred) + len(frame) > limits.MAX_INJECT:
+        elif len(self.deferred) + len(frame) > limits.MAX_INJECT:
             raise ParserError(f"more than {limits.MAX_INJECT} bytes wait to be injected")
         else:
-            self._deferred += frame
+            self.deferred += frame
 
     def answer_deferred(self) -> int:
         """Send what `answer` has held back; returns its length."""
-        n = len(self._deferred)
-        if n:
-            self.connection.inject(True, bytes(self._deferred))
-            self._deferred.clear()
+        n = self.connection.inject(True, bytes(self.deferred))
+        self.deferred.clear()
         return n
 
 

@@ -102,7 +102,16 @@ class Stream:
             length, plain, whole = segments.read_header(data, at, compressed)
             end = at + header + length + 4
             if self._left:
-                self._rest(plain or length, whole, end - at, end <= size, ops)
+                if (
+                    end > size
+                    and self._reply
+                    and session.deferred
+                    and self._left == (plain or length)
+                ):
+                    # Our own replies follow it at once, so it is passed when it is here.
+                    ops += (MORE, end - size)
+                    return position
+                self._rest(plain or length, whole, end - at, ops)
                 if end > size:
                     return -1
                 position = at = end
@@ -173,16 +182,14 @@ class Stream:
         self._wanted = HEADER_SIZE
         return True
 
-    def _rest(self, payload: int, whole: bool, raw: int, here: bool, ops: list[int]) -> None:
+    def _rest(self, payload: int, whole: bool, raw: int, ops: list[int]) -> None:
         """A segment with more of a frame that has been judged, seen or not."""
         if whole or payload > self._left:
             raise ParserError(f"{self._left} bytes of a frame are to come, but not {payload}")
         ops += (PASS if self._passing else DROP, raw)
         self._set_left(self._left - payload)
-        if self._reply and not self._left:
-            n = self._session.answer_deferred()
-            if n and here:
-                ops += (INJECT, n)
+        if self._reply and not self._left and self._session.deferred:
+            ops += (INJECT, self._session.answer_deferred())
 
     def _set_left(self, left: int) -> None:
         self._left = left

@@ -270,7 +270,7 @@ def test_cut_anywhere(version: int, compression: str) -> None:
     outcome = check_chunking("cassandra", dialogue, OUTPOST)
     assert not outcome.closed
     kinds = [record.entry_type.name for record in outcome.log]
-    assert (kinds.count("Request"), kinds.count("Denied")) == (6, 5), kinds
+    assert (kinds.count("Request"), kinds.count("Denied")) == (6, 4), kinds
     assert kinds.count("Response") == 6
 
 
