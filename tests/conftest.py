@@ -57,7 +57,7 @@ def text_log(host: AnyHost) -> list[tuple[str, dict[str, str]]]:
 
 
 def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 @pytest.fixture(scope="session")

@@ -113,16 +113,20 @@ class BinaryProtocol:
                     f"opcode {opcode}: extras of {extras} bytes and a key of {key_length}"
                     f" in a body of {body}"
                 )
-            key_start = position + 24 + extras
-            key_end = key_start + key_length
-            if key_end > size:
-                need = key_end - size
-                break
-            key = data[key_start:key_end]
             shape = OPCODES.get(opcode, UNKNOWN_OPCODE)
             end = position + 24 + body
+            # A header that is wrong by itself is refused without waiting for a key.
+            error = _misshapen(shape, key_length, extras, body)
+            key = b""
+            if error is None:
+                key_start = position + 24 + extras
+                key_end = key_start + key_length
+                if key_end > size:
+                    need = key_end - size
+                    break
+                key = data[key_start:key_end]
             fields = {"opcode": opcode, "key": key}
-            if error := _misshapen(shape, key_length, extras, body):
+            if error is not None:
                 fields["status"] = error[1]
             elif not tests[shape.action](key):
                 error = ACCESS_DENIED
