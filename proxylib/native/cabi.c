@@ -218,9 +218,8 @@ static enum filter_result run(struct entry *e, bool reply, bool end_stream, GoSl
     slices[i] = (struct slice){host[i].data, (size_t)host[i].len};
     total += slices[i].len;
   }
-  enum filter_result result =
-      connection_run(&e->connection, reply, end_stream, slices, (size_t)n_slices, total,
-                     (size_t)(ops->cap - ops->len), &e->pending[reply]);
+  enum filter_result result = connection_run(&e->connection, reply, end_stream, slices,
+                                             (size_t)n_slices, total, NULL, &e->pending[reply]);
   if (slices != few) free(slices);
   if (result == RESULT_OK) flush_pending(e, reply, ops);
   fill(e, !reply, SIZE_MAX);

@@ -63,15 +63,33 @@ size_t connection_take_injected(struct connection *c, bool reply, char *to, size
   PyObject *buffer = c->injected[reply];
   size_t len = (size_t)PyByteArray_GET_SIZE(buffer), n = len < room ? len : room;
   if (n == 0) return 0;
-  char *data = PyByteArray_AS_STRING(buffer);
-  memcpy(to, data, n);
-  memmove(data, data + n, len - n);
-  if (PyByteArray_Resize(buffer, (Py_ssize_t)(len - n)) < 0) {
+  memcpy(to, PyByteArray_AS_STRING(buffer), n);
+  /* A bytearray gives up its front without moving the rest. */
+  if (PySequence_DelSlice(buffer, 0, (Py_ssize_t)n) < 0) {
     /* Only possible while somebody holds a view of the buffer. */
     PyErr_Clear();
     return 0;
   }
   return n;
+}
+
+bool connection_spill_injected(struct connection *c, bool reply, struct bytes *to) {
+  size_t len = connection_injected(c, reply);
+  if (!len) return true;
+  if (!bytes_reserve(to, len)) return false;
+  to->len += connection_take_injected(c, reply, to->data + to->len, len);
+  return connection_injected(c, reply) == 0;
+}
+
+bool bytes_reserve(struct bytes *b, size_t extra) {
+  if (b->len + extra <= b->cap) return true;
+  size_t cap = b->cap ? b->cap : 16 << 10;
+  while (cap < b->len + extra) cap *= 2;
+  char *data = realloc(b->data, cap);
+  if (!data) return false;
+  b->data = data;
+  b->cap = cap;
+  return true;
 }
 
 void op_list_free(struct op_list *list) {
@@ -171,7 +189,7 @@ static bool read_op(PyObject *ops, Py_ssize_t i, int64_t *value) {
 
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
-                                  size_t max_ops, struct op_list *out) {
+                                  struct bytes *across, struct op_list *out) {
   size_t offset = 0, window = (size_t)limits.window;
   int64_t injected = 0;
   for (;;) {
@@ -217,20 +235,31 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
       if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
     }
     if (n_ops && PyList_SetSlice(c->ops, 0, n_ops, NULL) < 0) return panic(c);
+    if (across && !connection_spill_injected(c, !reply, across)) return RESULT_UNKNOWN_ERROR;
 
     size_t end = start + seen;
     if (terminal && !more) return RESULT_OK;
-    if (end < total) {
-      /* There is more than the parser has seen: show it. */
-      if (offset < end) {
-        size_t wanted = end - offset + (more < (int64_t)total ? (size_t)more : total);
-        window = 2 * window > wanted ? 2 * window : wanted;
+    if (end < total && offset < total) {
+      /* There is more than the parser has seen: show it, if that is what it asked for. */
+      size_t unseen = total - end;
+      if (more <= (int64_t)unseen || end_stream) {
+        /* Larger windows are for messages that did not fit, not for those behind them. */
+        size_t least = offset > start ? (size_t)limits.window : 2 * window;
+        size_t wanted = offset < end ? end - offset : 0;
+        wanted += more <= (int64_t)unseen ? (size_t)more : unseen;
+        window = least > wanted ? least : wanted;
+        continue;
       }
-      if (out->len >= max_ops) return RESULT_OK;
-      if (offset < total) continue;
+      more -= (int64_t)unseen;
     }
-    if (more) return op_append(out, OP_MORE, more) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
+    if (more) {
+      /* Refused at once: nothing is withheld for what cannot come. */
+      if (more > limits.max_held - (int64_t)(total - offset)) {
+        return misbehaved(c, "more than limits.MAX_HELD bytes wanted", OP_MORE, more);
+      }
+      return op_append(out, OP_MORE, more) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
+    }
     /* A raw parser's op list was full: go on where it stopped. */
-    if (c->batch || n_ops < 32 || out->len >= max_ops) return RESULT_OK;
+    if (c->batch || n_ops < 32) return RESULT_OK;
   }
 }

@@ -21,7 +21,7 @@ struct filter {
   struct connection connection;
   struct direction directions[2]; /* original (read), reply (write) */
   envoy_scheduler scheduler;
-  bool open, dead;
+  bool open, dead, slow;
 };
 
 /* Reads checked ops: how much of the input they use up, and whether all of it
@@ -89,21 +89,8 @@ static int fail(struct filter *f, bool reply, size_t len) {
 struct outcome {
   bool ok;       /* false: close */
   bool rewrite;  /* Envoy's buffer becomes `output` */
-  char *across;  /* bytes to send in the other direction, malloc'ed */
-  size_t across_len;
+  struct bytes across; /* to send in the other direction */
 };
-
-/* Takes what was injected into the other direction, if that can be sent now. */
-static void take_across(struct filter *f, bool reply, struct outcome *o) {
-  const struct direction *other = &f->directions[!reply];
-  size_t len = connection_injected(&f->connection, !reply);
-  if (!len || other->passing || other->dropping) return;
-  if (!(o->across = malloc(len))) {
-    o->ok = false;
-    return;
-  }
-  o->across_len = connection_take_injected(&f->connection, !reply, o->across, len);
-}
 
 /* Runs the parser over the input and works out what goes on. `skip` bytes at the
  * front of Envoy's buffer, not part of the input, pass in any case. */
@@ -113,15 +100,18 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   struct connection *c = &f->connection;
   struct outcome o = {.ok = true};
   struct op_list ops = {0};
+  /* The other direction can be sent to now if it is at a frame boundary. */
+  const struct direction *other = &f->directions[!reply];
+  struct bytes *across = other->passing || other->dropping ? NULL : &o.across;
   size_t injected = connection_injected(c, reply), used = 0;
   bool unchanged = !call;
-  if (injected) {
-    o.rewrite = true;
+  o.rewrite = injected || !call;
+  if (o.rewrite) {
     o.ok = output_add_front(f->envoy, reply, skip) && output_add_injected(c, reply, injected);
   }
   if (o.ok && call) {
     d->need = 0;
-    o.ok = connection_run(c, reply, end_stream, in->slices, in->n, in->total, SIZE_MAX, &ops) ==
+    o.ok = connection_run(c, reply, end_stream, in->slices, in->n, in->total, across, &ops) ==
                RESULT_OK &&
            (!ops.len || ops.ops[ops.len - 1].op != OP_ERROR);
     unchanged = o.ok && read_ops(d, &ops, in->total, &used);
@@ -138,7 +128,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
     Py_XDECREF(logged);
     o.ok = false;
   }
-  take_across(f, reply, &o);
+  if (across && !connection_spill_injected(c, !reply, across)) o.ok = false;
   op_list_free(&ops);
   return o;
 }
@@ -180,15 +170,15 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   }
   input_free(&in);
 
-  if (o.across_len) {
-    envoy_buffer bytes = {o.across, o.across_len};
+  if (o.across.len) {
+    envoy_buffer bytes = {o.across.data, o.across.len};
     if (reply) {
       envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, false);
     } else {
       envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, false);
     }
   }
-  free(o.across);
+  free(o.across.data);
   if (!o.ok) return fail(f, reply, len);
   if (o.rewrite) {
     if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
@@ -332,6 +322,24 @@ HOOK(void, network_filter_destroy)(void *filter) {
   free(f);
 }
 
+/* A client that does not read its replies is not read either: what a parser answers
+ * in the server's place would gather in Envoy without bound. */
+static void client_is_slow(struct filter *f, bool slow) {
+  if (f->dead || f->slow == slow) return;
+  f->slow = slow;
+  envoy_dynamic_module_callback_network_filter_read_disable(f->envoy, slow);
+}
+
+HOOK(void, network_filter_above_write_buffer_high_watermark)(envoy_filter envoy, void *filter) {
+  (void)envoy;
+  client_is_slow(filter, true);
+}
+
+HOOK(void, network_filter_below_write_buffer_low_watermark)(envoy_filter envoy, void *filter) {
+  (void)envoy;
+  client_is_slow(filter, false);
+}
+
 /* Envoy asks for these; there is nothing for us in them. */
 HOOK(void, network_filter_http_callout_done)
 (envoy_filter envoy, void *filter, uint64_t id, int result, void *headers, size_t n_headers,
@@ -342,12 +350,4 @@ HOOK(void, network_filter_http_callout_done)
 
 HOOK(void, network_filter_config_scheduled)(const void *config, uint64_t event) {
   (void)config, (void)event;
-}
-
-HOOK(void, network_filter_above_write_buffer_high_watermark)(envoy_filter envoy, void *filter) {
-  (void)envoy, (void)filter;
-}
-
-HOOK(void, network_filter_below_write_buffer_low_watermark)(envoy_filter envoy, void *filter) {
-  (void)envoy, (void)filter;
 }

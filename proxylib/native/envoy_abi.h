@@ -46,6 +46,7 @@ FILTER_CALLBACK(bool, prepend_write_buffer, envoy_filter, envoy_buffer);
 FILTER_CALLBACK(bool, append_write_buffer, envoy_filter, envoy_buffer);
 FILTER_CALLBACK(void, inject_read_data, envoy_filter, envoy_buffer, bool end_stream);
 FILTER_CALLBACK(void, inject_write_data, envoy_filter, envoy_buffer, bool end_stream);
+FILTER_CALLBACK(int, read_disable, envoy_filter, bool disable);
 FILTER_CALLBACK(void, close_with_details, envoy_filter, int close_type, envoy_buffer details);
 FILTER_CALLBACK(bool, get_remote_address, envoy_filter, envoy_buffer *, uint32_t *port);
 FILTER_CALLBACK(bool, get_local_address, envoy_filter, envoy_buffer *, uint32_t *port);

@@ -23,20 +23,13 @@ const struct buffer_calls envoy_buffer_calls[2] = {
 
 /* -- output ------------------------------------------------------------------ */
 
-__thread struct output output;
+__thread struct bytes output;
 
 /* A worker keeps at most this much for the next time. */
 #define OUTPUT_KEPT (256 << 10)
 
 static bool output_add(const char *data, size_t len) {
-  if (output.len + len > output.cap) {
-    size_t cap = output.cap ? output.cap : 16 << 10;
-    while (cap < output.len + len) cap *= 2;
-    char *grown = realloc(output.data, cap);
-    if (!grown) return false;
-    output.data = grown;
-    output.cap = cap;
-  }
+  if (!bytes_reserve(&output, len)) return false;
   if (len) memcpy(output.data + output.len, data, len);
   output.len += len;
   return true;
@@ -46,7 +39,7 @@ void output_reset(void) {
   output.len = 0;
   if (output.cap > OUTPUT_KEPT) {
     free(output.data);
-    output = (struct output){0};
+    output = (struct bytes){0};
   }
 }
 
@@ -65,14 +58,10 @@ bool output_add_slices(const struct slice *in, size_t n_in, size_t from, size_t 
 }
 
 bool output_add_injected(struct connection *c, bool reply, size_t len) {
-  if (!output_add(NULL, 0)) return false;
-  while (len > 0) {
-    char part[4096];
-    size_t n = connection_take_injected(c, reply, part, len < sizeof part ? len : sizeof part);
-    if (n == 0 || !output_add(part, n)) return false;
-    len -= n;
-  }
-  return true;
+  if (!bytes_reserve(&output, len)) return false;
+  size_t n = connection_take_injected(c, reply, output.data + output.len, len);
+  output.len += n;
+  return n == len;
 }
 
 /* -- one direction ------------------------------------------------------------ */

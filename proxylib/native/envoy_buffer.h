@@ -39,13 +39,8 @@ void input_free(struct input *in);
 /* Withholds the input from `from` on, and nothing else; false past the limit. */
 bool input_hold(struct direction *d, const struct input *in, size_t from);
 
-/* Bytes being put together; one per worker thread, reused. */
-struct output {
-  char *data;
-  size_t len, cap;
-};
-
-extern __thread struct output output;
+/* What goes on; one per worker thread, reused. */
+extern __thread struct bytes output;
 
 void output_reset(void);
 /* Adds the bytes [from, from + len) of the slices. */

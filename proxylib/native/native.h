@@ -75,6 +75,12 @@ struct op_list {
   size_t len, cap;
 };
 
+/* Bytes being put together. */
+struct bytes {
+  char *data;
+  size_t len, cap;
+};
+
 struct connection {
   PyObject *object;      /* proxylib.connection.Connection */
   PyObject *call;        /* the parser's on_batch, or the connection's on_data */
@@ -95,14 +101,19 @@ size_t connection_injected(const struct connection *c, bool reply);
 /* Moves up to `room` such bytes to `to`; returns their number. */
 size_t connection_take_injected(struct connection *c, bool reply, char *to, size_t room);
 
-/* Runs the parser over `total` bytes in `in` and appends checked ops to `out`.
- * Stops early once `out` holds `max_ops`. Anything but RESULT_OK closes the
- * connection, and has been logged. Needs the GIL. */
+/* Moves all of them to the end of `to`. */
+bool connection_spill_injected(struct connection *c, bool reply, struct bytes *to);
+
+/* Runs the parser over `total` bytes in `in` and appends checked ops to `out`. What
+ * it injects into the other direction moves on to `across`, if that is not NULL.
+ * Anything but RESULT_OK closes the connection, and has been logged. Needs the GIL. */
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
-                                  size_t max_ops, struct op_list *out);
+                                  struct bytes *across, struct op_list *out);
 
 void op_list_free(struct op_list *list);
 
+/* Makes room for `extra` more bytes; false if there is no memory. */
+bool bytes_reserve(struct bytes *b, size_t extra);
 
 #endif
