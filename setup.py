@@ -73,6 +73,7 @@ setup(
         "console_scripts": ["proxylib = node.cli:main"],
         "proxylib.parsers": [
             "cassandra = parsers.cassandra",
+            "kafka = parsers.kafka",
             "memcache = parsers.memcache",
             "r2d2 = parsers.r2d2",
             "test.blockparser = parsers.testparsers",
