@@ -75,13 +75,14 @@ _LOGBACK = """<configuration>
 
 
 @contextlib.contextmanager
-def cassandra(host: str, *, passwords: bool = False) -> Iterator[int]:
-    """A Cassandra at `host`; yields its port. passwords: clients must log in
+def cassandra(host: str, *, port: int = 0, passwords: bool = False) -> Iterator[int]:
+    """A Cassandra at `host`; yields its port (0: a free one). passwords: clients must log in
     (cassandra/cassandra is there)."""
     class_path = jars(f"cassandra-{VERSION}", [f"org.apache.cassandra:cassandra-all:{VERSION}"])
     with tempfile.TemporaryDirectory(prefix="cassandra-") as name:
         folder = Path(name)
-        port, storage = _free_ports(host)
+        free, storage = _free_ports(host)
+        port = port or free
         (folder / "logback.xml").write_text(_LOGBACK)
         (folder / "cassandra.yaml").write_text(
             _CONFIG.format(
