@@ -9,7 +9,7 @@ The connection keeps the decision until the map is replaced.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxylib.errors import PolicyError, RuleError
@@ -248,10 +248,14 @@ def _compile_rule(rule: npds.PortNetworkPolicyRule, where: str, find_factory: Fi
     factory = find_factory(parser)
     if factory is None:
         return Rule(remotes, rule.precedence, parser=parser, closed=f"unknown parser {parser!r}")
-    if kind in ("http_rules", "kafka_rules"):
+    if kind == "http_rules":
         # No parser with such rules is part of this release: nothing can judge them.
         return Rule(remotes, rule.precedence, parser=parser, closed=f"no {kind} for {parser!r}")
-    allow = _l7_rules(rule.l7_rules.l7_allow_rules, factory, f"{where}: {parser} l7_allow_rules")
+    if kind == "kafka_rules":
+        allow = _kafka_rules(rule.kafka_rules.kafka_rules, factory, f"{where}: kafka_rules")
+    else:
+        place = f"{where}: {parser} l7_allow_rules"
+        allow = _l7_rules(rule.l7_rules.l7_allow_rules, factory, place)
     block = _l7_rules(rule.l7_rules.l7_deny_rules, factory, f"{where}: {parser} l7_deny_rules")
     return Rule(
         remotes,
@@ -270,8 +274,28 @@ def _l7_rules(
     for index, rule in enumerate(rules):
         if rule.metadata_rule:
             raise PolicyError(f"{where}[{index}]: metadata_rule is not for parsers")
-        try:
-            compiled.append(factory.rule_class(dict(rule.rule)))
-        except RuleError as error:
-            raise PolicyError(f"{where}[{index}]: {error}") from error
+        compiled.append(_l7_rule(dict(rule.rule), factory, f"{where}[{index}]"))
+    return tuple(compiled)
+
+
+def _l7_rule(pairs: Mapping[str, str], factory: ParserFactory, where: str) -> L7Rule:
+    try:
+        return factory.rule_class(pairs)
+    except RuleError as error:
+        raise PolicyError(f"{where}: {error}") from error
+
+
+def _kafka_rules(
+    rules: Sequence[npds.KafkaNetworkPolicyRule], factory: ParserFactory, where: str
+) -> tuple[L7Rule, ...]:
+    """Cilium's own message for Kafka: one rule of ours per API key that it names."""
+    compiled = []
+    for index, rule in enumerate(rules):
+        pairs = {"clientID": rule.client_id, "topic": rule.topic}
+        # On the wire a version that is not given is 0; an empty rule means everything.
+        if rule.api_version >= 0 and rule.ByteSize():
+            pairs["apiVersion"] = str(rule.api_version)
+        for key in rule.api_keys or ("",):
+            pairs["apiKey"] = str(key)
+            compiled.append(_l7_rule(pairs, factory, f"{where}[{index}]"))
     return tuple(compiled)

@@ -110,7 +110,7 @@ def _rule(
     ports = [
         PortRule(
             tuple(Port(p.port, p.endPort or 0, p.protocol) for p in entry.ports),
-            _l7(entry.rules, origin.below("toPorts", index, "rules", "l7proto")),
+            _l7(entry.rules, origin.below("toPorts", index, "rules")),
         )
         for index, entry in enumerate(to_ports)
     ]
@@ -123,11 +123,16 @@ def _rule(
 
 
 def _l7(rules: model.L7Rules | None, origin: Origin) -> L7 | None:
-    if rules is None or rules.l7proto is None:
+    if rules is None or not rules.field:
         return None
+    items = "l7" if rules.field == "l7proto" else rules.field
     # A key without a value, as in `- command:`, asks nothing of it.
-    pairs = (tuple((key, value or "") for key, value in item.items()) for item in rules.l7 or ())
-    return L7(rules.l7proto, tuple(pairs), origin)
+    pairs = (
+        tuple((key, value or "") for key, value in item.items())
+        for item in getattr(rules, items) or ()
+    )
+    place = origin.below(rules.field)
+    return L7(rules.l7proto or rules.field, tuple(pairs), place, origin.below(items))
 
 
 def _selector(selector: model.EndpointSelector) -> Selector:
@@ -157,14 +162,23 @@ def _l7_problems(document: Document) -> Iterator[Problem]:
 
 def _rules_problems(document: Document, rules: dict[str, Any], path: Path) -> Iterator[Problem]:
     name = rules.get("l7proto")
-    if not isinstance(name, str) or not name:
-        return
+    if isinstance(name, str) and name:
+        yield from _items_problems(document, name, "l7proto", rules.get("l7"), (*path, "l7"))
+    for name in model.NAMED:
+        if name in rules:
+            yield from _items_problems(document, name, name, rules[name], (*path, name))
+
+
+def _items_problems(
+    document: Document, name: str, field: str, items: Any, path: Path
+) -> Iterator[Problem]:
+    """What the parser `name`, named by `field`, refuses of its rules."""
     try:
         factory = find_parser(name)
     except PolicyError as error:
-        yield document.problem((*path, "l7proto"), str(error))
+        yield document.problem((*path[:-1], field), str(error))
         return
-    for item_path, item in _items(rules.get("l7"), (*path, "l7")):
+    for item_path, item in _items(items, path):
         if not isinstance(item, dict):
             continue
         pairs = {key: value or "" for key, value in item.items()}

@@ -48,7 +48,6 @@ def _rule(rule: Rule) -> Iterator[Problem]:
 
 def _l7(l7: L7) -> Iterator[Problem]:
     fields = find_parser(l7.proto).rule_class.fields
-    items = Origin(l7.origin.document, (*l7.origin.path[:-1], "l7"))
     for index, pairs in enumerate(l7.rules):
         for key, value in pairs:
             if value and isinstance(fields.get(key), Regex) and not anchored(value):
@@ -56,7 +55,7 @@ def _l7(l7: L7) -> Iterator[Problem]:
                     f"the regex {value!r} matches anywhere in the value; "
                     "anchor it with ^ and $ if it is to match the whole"
                 )
-                yield Problem(items.below(index, key).place, message)
+                yield Problem(l7.items.below(index, key).place, message)
 
 
 def anchored(pattern: str) -> bool:

@@ -24,7 +24,7 @@ LATER = frozenset(
         *("fromCIDR", "fromCIDRSet", "fromEntities", "fromGroups", "fromNodes", "fromRequires"),
         *("toCIDR", "toCIDRSet", "toEntities", "toGroups", "toNodes", "toRequires"),
         *("toFQDNs", "toServices", "icmps", "authentication", "enableDefaultDeny", "log"),
-        *("http", "kafka", "dns", "listener", "serverNames", "originatingTLS", "terminatingTLS"),
+        *("http", "dns", "listener", "serverNames", "originatingTLS", "terminatingTLS"),
         *("namespace", "nodeSelector"),
     )
 )
@@ -86,16 +86,29 @@ class PortProtocol(Shape):
         return self
 
 
+NAMED = ("kafka",)
+"""Parsers whose rules may also stand under their own name, without an l7proto."""
+
+
 class L7Rules(Shape):
     """What may be said on the ports, in the words of one parser."""
 
     l7proto: Optional[Annotated[str, Field(min_length=1)]] = None
     l7: Optional[list[dict[str, str | None]]] = None
+    kafka: Optional[list[dict[str, str | None]]] = None
+
+    @property
+    def field(self) -> str:
+        """The field that says which parser: l7proto, or one of NAMED; empty if none does."""
+        return next((name for name in ("l7proto", *NAMED) if getattr(self, name) is not None), "")
 
     @model_validator(mode="after")
-    def _has_proto(self) -> Self:
+    def _has_one_proto(self) -> Self:
         if self.l7 is not None and self.l7proto is None:
             raise PydanticCustomError("l7proto", "l7 needs an l7proto that says which parser")
+        for name in NAMED:
+            if self.field != name and getattr(self, name) is not None:
+                raise PydanticCustomError("l7proto", f"{name} rules cannot stand beside others")
         return self
 
 
@@ -107,7 +120,7 @@ class PortRule(Shape):
 
     @model_validator(mode="after")
     def _l7_fits(self) -> Self:
-        if self.rules is None or self.rules.l7proto is None:
+        if self.rules is None or not self.rules.field:
             return self
         for port in self.ports:
             if port.port == 0:

@@ -34,6 +34,9 @@ class L7:
     proto: str
     rules: tuple[L7Pairs, ...]
     origin: Origin
+    """Where the parser is named."""
+    items: Origin
+    """Where the list of rules is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -216,3 +216,37 @@ def test_decision_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for remote in range(100):
         assert allows(policy, remote=remote) is (remote == 3)
     assert len(policy._decisions) <= 10
+
+
+def kafka(rules: str) -> PolicyMap:
+    return compiled(f"port: 80 rules {{ kafka_rules {{ {rules} }} }}")
+
+
+@pytest.mark.parametrize(
+    ("rules", "allowed"),
+    [
+        pytest.param("kafka_rules { }", [(0, 0, "a"), (1, 9, "b")], id="empty: everything"),
+        pytest.param("", [(0, 0, "a"), (1, 9, "b")], id="none: everything"),
+        pytest.param("kafka_rules { api_version: -1 api_keys: 1 }", [(1, 9, "b")], id="key"),
+        pytest.param("kafka_rules { api_keys: 0 api_keys: 1 }", [(0, 0, "a")], id="version 0"),
+        pytest.param('kafka_rules { api_version: -1 topic: "b" }', [(1, 9, "b")], id="topic"),
+        pytest.param('kafka_rules { api_version: 9 client_id: "me" }', [(1, 9, "b")], id="client"),
+        pytest.param('kafka_rules { api_version: 9 client_id: "you" }', [], id="other client"),
+    ],
+)
+def test_kafka_rules_of_the_wire(rules: str, allowed: list[tuple[int, int, str]]) -> None:
+    decision = kafka(rules).decide("10.0.0.1", ingress=True, port=80, remote=1, parser="kafka")
+    requests = [(0, 0, "a"), (1, 9, "b")]
+    assert [
+        (key, version, topic)
+        for key, version, topic in requests
+        if decision.matcher(
+            Message(api_key=key, api_version=version, client_id=b"me", topics=topic.encode())
+        )
+    ] == allowed
+
+
+@pytest.mark.parametrize("rule", ["api_keys: 9999", 'topic: "a b"', "api_version: 40000"])
+def test_kafka_rules_refused(rule: str) -> None:
+    with pytest.raises(PolicyError, match=r"ingress port 80: kafka_rules\[1\]: "):
+        kafka(f"kafka_rules {{ }} kafka_rules {{ {rule} }}")

@@ -270,6 +270,24 @@ def test_two_parsers_on_different_ports_endpoints_or_directions() -> None:
         assert resources(text)
 
 
+def test_kafka_example() -> None:
+    endpoints = (
+        f"endpoints: [{{address: {SERVER}, labels: {{app: kafka}}}},"
+        f" {{address: {A}, labels: {{app: alpine}}}}, {{address: {B}, labels: {{app: other}}}}]"
+    )
+    world = World(example("kafka-rule2"), endpoints)
+
+    def allows(client: str, api: str, topic: str) -> bool:
+        return world.allows(
+            client, port=9092, parser="kafka", api_key=api, api_version="4", topics=topic
+        )
+
+    assert allows(A, "Fetch", "msgs")
+    assert not allows(A, "Fetch", "other")
+    assert not allows(A, "Produce", "msgs")
+    assert not allows(B, "Fetch", "msgs")
+
+
 def test_memcache_example() -> None:
     endpoints = (
         "endpoints:\n"

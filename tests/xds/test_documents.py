@@ -212,6 +212,12 @@ RULES = "spec.ingress[0].toPorts[0].rules"
         (l7("{l7: [{cmd: HALT}]}"), f"{RULES}: l7 needs an l7proto"),
         (l7("{l7proto: r2d2, l7: }"), f"{RULES}.l7: is empty"),
         (l7("{http: []}"), f"{RULES}.http: is not supported in this version"),
+        (l7("{kafka: [{}], l7proto: r2d2}"), f"{RULES}: kafka rules cannot stand beside others"),
+        (l7("{kafka: }"), f"{RULES}.kafka: is empty"),
+        (l7("{kafka: [{role: read}]}"), f"{RULES}.kafka[0].role: 'read': must be one of produce"),
+        (l7("{kafka: [{}, {topics: a}]}"), f"{RULES}.kafka[1].topics: 'a': unknown key"),
+        (l7("{kafka: [{apiVersion: 1}]}"), f"{RULES}.kafka[0].apiVersion: must be text, not 1"),
+        (l7("{kafka: []}").replace("TCP", "ANY"), "for protocol TCP only, and port 80 has ANY"),
         (l7("{l7proto: nope}"), f"{RULES}.l7proto: no parser is called 'nope' (known: "),
         (l7('{l7proto: ""}'), f"{RULES}.l7proto: must not be empty"),
         (l7("{l7proto: r2d2, l7: [{cmd: READ}, {cmdd: READ}]}"), f"{RULES}.l7[1].cmdd: "),
@@ -230,6 +236,15 @@ RULES = "spec.ingress[0].toPorts[0].rules"
 )
 def test_refused(text: str, message: str) -> None:
     assert any(message in found for found in errors(text)), errors(text)
+
+
+def test_kafka_example_as_it_stands() -> None:
+    (policy,) = load(example("kafka-rule2"))
+    (port,) = policy.ingress[0].ports or ()
+    assert port.ports == (Port(9092, 0, "TCP"),)
+    assert port.l7 is not None
+    assert port.l7.proto == "kafka"
+    assert port.l7.rules == ((("role", "consume"), ("topic", "msgs")),)
 
 
 def test_null_l7_value_is_no_condition_and_empty_rule_too() -> None:
