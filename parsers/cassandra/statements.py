@@ -170,14 +170,30 @@ def _by_first_word() -> dict[bytes, list[_Form]]:
 _FORMS = _by_first_word()
 _FIRST_WORD = re.compile(_SPACE + rb"([A-Za-z_]++)" + _END)
 _BATCH = re.compile(
-    _keyword(rb"begin") + rb"(?:" + _keyword(rb"unlogged|counter") + rb")?+" + _keyword(rb"batch")
+    _keyword(rb"begin")
+    + rb"(?:"
+    + _keyword(rb"unlogged|counter")
+    + rb")?+"
+    + _keyword(rb"batch")
+    + rb"(?:"
+    + _keyword(rb"using")
+    + _keyword(rb"timestamp")
+    + _SPACE
+    + rb"(?:-?+"
+    + _NUMBER
+    + rb"|\?|:"
+    + _SPACE
+    + _WORD
+    + rb"))?+"
 )
-_IN_BATCH = re.compile(
-    _until(rb"insert|update|delete|apply")
-    + rb"(?=(?P<word>(?i:insert|update|delete|apply))"
-    + _END
-    + rb")"
+_BEGINNINGS = (
+    rb"insert|update|delete|apply|select|truncate|use|create|alter|drop|grant|revoke|begin"
 )
+"""Words that are reserved: in a batch they begin something."""
+_BEGINNING = rb"(?=(?P<word>(?i:" + _BEGINNINGS + rb"))" + _END + rb")"
+_FIRST_IN_BATCH = re.compile(_SPACE + _BEGINNING)
+_NEXT_IN_BATCH = re.compile(_until(_BEGINNINGS) + _BEGINNING)
+_IN_BATCH = (b"insert", b"update", b"delete")
 _APPLY = re.compile(_keyword(rb"apply") + _keyword(rb"batch"))
 
 
@@ -264,13 +280,17 @@ def _batch(statement: bytes, keyspace: bytes) -> Reading:
         raise Unreadable("only a batch can begin")
     position = begin.end()
     found: dict[_Found, None] = {}
-    while (match := _IN_BATCH.match(statement, position)) is not None:
+    pattern = _FIRST_IN_BATCH
+    while (match := pattern.match(statement, position)) is not None:
+        pattern = _NEXT_IN_BATCH
         position = match.end()
         word = match["word"].lower()
         if word == b"apply":
             if _APPLY.match(statement, position) is None:
                 break
             return _reading(found, keyspace)
+        if word not in _IN_BATCH:
+            raise Unreadable(f"a batch with a {word.decode()}")
         found[_form(statement, position, word)] = None
         if len(found) > MAX_ACCESSES:
             raise Unreadable(f"a batch that touches more than {MAX_ACCESSES} tables")

@@ -55,15 +55,15 @@ class Stream:
         position, size = 0, len(data)
         need = 0
         while not session.segmented:
-            if size - position < HEADER_SIZE:
-                need = HEADER_SIZE - (size - position)
-                if size - position < _VERSION_SIZE:
+            have = size - position
+            if have and data[position] ^ direction not in VERSIONS:
+                if have < _VERSION_SIZE:
+                    need = _VERSION_SIZE - have
                     break
-            version = data[position]
-            if version ^ direction not in VERSIONS:
                 self._wrong_version(data, position, ops)
                 return -1
-            if need:
+            if have < HEADER_SIZE:
+                need = HEADER_SIZE - have
                 break
             if not self._reply and session.starting and session.starting.version >= 5:
                 raise ParserError("a request before version 5's STARTUP is answered")

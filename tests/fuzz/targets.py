@@ -68,4 +68,22 @@ def memcache(data: bytes) -> None:
         assert all(key.startswith(b"ok") and len(key) <= 250 for key in keys), line
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"r2d2": r2d2, "memcache": memcache}
+def cassandra(data: bytes) -> None:
+    """SELECT of tables in the keyspace "ok"; what is sent in plain frames names it."""
+    outcome = _play("cassandra", data, [{"query_action": "select", "query_table": r"^ok\."}])
+    sent = outcome.to_server
+    while len(sent) >= 9 and sent[0] in (3, 4):
+        _, flags, _, opcode, length = struct.unpack(">BBhBI", sent[:9])
+        assert opcode in (1, 5, 7, 9, 10, 11, 13, 15), opcode
+        if opcode in (7, 9) and not flags & 5:
+            statement = sent[13 : 9 + length].lower()
+            assert b"ok" in statement, statement
+            assert b"select" in statement, statement
+        sent = sent[9 + length :]
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "cassandra": cassandra,
+    "memcache": memcache,
+    "r2d2": r2d2,
+}

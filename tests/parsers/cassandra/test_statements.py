@@ -113,6 +113,9 @@ def test_batch() -> None:
         APPLY BATCH;"""
     assert accesses(text) == ["insert k.a", "update Cur.b", "delete k.c"]
     assert accesses("BEGIN BATCH APPLY BATCH") == []
+    for time in ("1", "-1", "?", ":when"):
+        text = f"BEGIN COUNTER BATCH USING TIMESTAMP {time} DELETE FROM k.t APPLY BATCH"
+        assert accesses(text) == ["delete k.t"]
     assert accesses("begin counter batch update k.c set n=n+1 where a=?apply batch") == [
         "update k.c"
     ]
@@ -159,6 +162,9 @@ def test_batch() -> None:
         "GRANT admin",
         "BEGIN TRANSACTION SELECT a FROM k.t COMMIT TRANSACTION",
         "BEGIN BATCH INSERT INTO k.t (a) VALUES (1)",
+        "BEGIN BATCH DUPATE k.t SET a = 1 APPLY BATCH",
+        "BEGIN BATCH UPDATE k.t SET a = 1 SELECT * FROM k.u APPLY BATCH",
+        "BEGIN BATCH TRUNCATE k.t APPLY BATCH",
         "BEGIN BATCH INSERT INTO ? (a) VALUES (1) APPLY BATCH",
         "BEGIN BATCH INSERT INTO k.t (a) VALUES (1) APPLY",
         "BEGIN BATCH UPDATE k.t SET a = -NANDELETE FROM k.secret APPLY BATCH",
