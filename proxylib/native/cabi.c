@@ -219,7 +219,8 @@ static enum filter_result run(struct entry *e, bool reply, bool end_stream, GoSl
     total += slices[i].len;
   }
   enum filter_result result = connection_run(&e->connection, reply, end_stream, slices,
-                                             (size_t)n_slices, total, NULL, &e->pending[reply]);
+                                             (size_t)n_slices, total, NULL, NULL,
+                                             &e->pending[reply]);
   if (slices != few) free(slices);
   if (result == RESULT_OK) flush_pending(e, reply, ops);
   fill(e, !reply, SIZE_MAX);

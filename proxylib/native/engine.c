@@ -73,12 +73,16 @@ size_t connection_take_injected(struct connection *c, bool reply, char *to, size
   return n;
 }
 
-bool connection_spill_injected(struct connection *c, bool reply, struct bytes *to) {
-  size_t len = connection_injected(c, reply);
+static bool spill(struct connection *c, bool reply, size_t len, struct bytes *to) {
   if (!len) return true;
   if (!bytes_reserve(to, len)) return false;
-  to->len += connection_take_injected(c, reply, to->data + to->len, len);
-  return connection_injected(c, reply) == 0;
+  size_t taken = connection_take_injected(c, reply, to->data + to->len, len);
+  to->len += taken;
+  return taken == len;
+}
+
+bool connection_spill_injected(struct connection *c, bool reply, struct bytes *to) {
+  return spill(c, reply, connection_injected(c, reply), to);
 }
 
 bool bytes_reserve(struct bytes *b, size_t extra) {
@@ -189,7 +193,8 @@ static bool read_op(PyObject *ops, Py_ssize_t i, int64_t *value) {
 
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
-                                  struct bytes *across, struct op_list *out) {
+                                  struct bytes *placed, struct bytes *across,
+                                  struct op_list *out) {
   size_t offset = 0, window = (size_t)limits.window;
   int64_t injected = 0;
   for (;;) {
@@ -204,6 +209,7 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
     if (n_ops % 2) return misbehaved(c, "an op without its length", 0, 0);
     int64_t op = -1, n = 0, more = 0;
     bool terminal = false;
+    if (placed) injected = 0;
     for (Py_ssize_t i = 0; i < n_ops; i += 2) {
       if (!read_op(c->ops, i, &op) || !read_op(c->ops, i + 1, &n)) return panic(c);
       if (terminal) return misbehaved(c, "an op after a terminal op", op, n);
@@ -235,6 +241,7 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
       if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
     }
     if (n_ops && PyList_SetSlice(c->ops, 0, n_ops, NULL) < 0) return panic(c);
+    if (placed && !spill(c, reply, (size_t)injected, placed)) return RESULT_UNKNOWN_ERROR;
     if (across && !connection_spill_injected(c, !reply, across)) return RESULT_UNKNOWN_ERROR;
 
     size_t end = start + seen;

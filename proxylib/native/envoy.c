@@ -43,14 +43,18 @@ static bool read_ops(struct direction *d, const struct op_list *list, size_t tot
 }
 
 /* Adds what the ops let through. */
-static bool output_add_ops(struct filter *f, bool reply, const struct input *in,
-                           const struct op_list *list) {
+static bool output_add_ops(const struct input *in, const struct op_list *list,
+                           const struct bytes *placed) {
   size_t offset = 0;
+  struct slice injected = {placed->data, placed->len};
   bool ok = true;
   for (size_t i = 0; ok && i < list->len; i++) {
     int64_t op = list->ops[i].op;
     size_t n = (size_t)list->ops[i].n, left = in->total - offset;
-    if (op == OP_INJECT) ok = output_add_injected(&f->connection, reply, n);
+    if (op == OP_INJECT) {
+      ok = output_add_slices(&injected, 1, 0, n);
+      injected = (struct slice){injected.data + n, injected.len - n};
+    }
     if (op != OP_PASS && op != OP_DROP) continue;
     if (n > left) n = left;
     if (op == OP_PASS) ok = output_add_slices(in->slices, in->n, offset, n);
@@ -100,6 +104,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   struct connection *c = &f->connection;
   struct outcome o = {.ok = true};
   struct op_list ops = {0};
+  struct bytes placed = {0};
   /* The other direction can be sent to now if it is at a frame boundary. */
   const struct direction *other = &f->directions[!reply];
   struct bytes *across = other->passing || other->dropping ? NULL : &o.across;
@@ -107,19 +112,20 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   bool unchanged = !call;
   o.rewrite = injected || !call;
   if (o.rewrite) {
-    o.ok = output_add_front(f->envoy, reply, skip) && output_add_injected(c, reply, injected);
+    o.ok = output_add_front(f->envoy, reply, skip) &&
+           connection_spill_injected(c, reply, &output);
   }
   if (o.ok && call) {
     d->need = 0;
-    o.ok = connection_run(c, reply, end_stream, in->slices, in->n, in->total, across, &ops) ==
-               RESULT_OK &&
-           (!ops.len || ops.ops[ops.len - 1].op != OP_ERROR);
+    enum filter_result result = connection_run(c, reply, end_stream, in->slices, in->n, in->total,
+                                               &placed, across, &ops);
+    o.ok = result == RESULT_OK && (!ops.len || ops.ops[ops.len - 1].op != OP_ERROR);
     unchanged = o.ok && read_ops(d, &ops, in->total, &used);
   }
   if (o.ok && call && (o.rewrite || !unchanged)) {
     if (!o.rewrite) o.ok = output_add_front(f->envoy, reply, skip);
     o.rewrite = true;
-    o.ok = o.ok && output_add_ops(f, reply, in, &ops);
+    o.ok = o.ok && output_add_ops(in, &ops, &placed);
   }
   if (o.ok && o.rewrite && !input_hold(d, in, end_stream ? in->total : used)) {
     PyObject *logged = PyObject_CallMethod(
@@ -130,6 +136,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   }
   if (across && !connection_spill_injected(c, !reply, across)) o.ok = false;
   op_list_free(&ops);
+  free(placed.data);
   return o;
 }
 

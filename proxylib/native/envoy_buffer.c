@@ -57,13 +57,6 @@ bool output_add_slices(const struct slice *in, size_t n_in, size_t from, size_t 
   return true;
 }
 
-bool output_add_injected(struct connection *c, bool reply, size_t len) {
-  if (!bytes_reserve(&output, len)) return false;
-  size_t n = connection_take_injected(c, reply, output.data + output.len, len);
-  output.len += n;
-  return n == len;
-}
-
 /* -- one direction ------------------------------------------------------------ */
 
 void input_free(struct input *in) {

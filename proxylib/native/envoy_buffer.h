@@ -45,8 +45,6 @@ extern __thread struct bytes output;
 void output_reset(void);
 /* Adds the bytes [from, from + len) of the slices. */
 bool output_add_slices(const struct slice *in, size_t n_in, size_t from, size_t len);
-/* Adds bytes that wait in a connection's inject buffer. */
-bool output_add_injected(struct connection *c, bool reply, size_t len);
 /* Adds the first `len` bytes of Envoy's buffer. */
 bool output_add_front(envoy_filter envoy, bool reply, size_t len);
 

@@ -104,12 +104,15 @@ size_t connection_take_injected(struct connection *c, bool reply, char *to, size
 /* Moves all of them to the end of `to`. */
 bool connection_spill_injected(struct connection *c, bool reply, struct bytes *to);
 
-/* Runs the parser over `total` bytes in `in` and appends checked ops to `out`. What
- * it injects into the other direction moves on to `across`, if that is not NULL.
- * Anything but RESULT_OK closes the connection, and has been logged. Needs the GIL. */
+/* Runs the parser over `total` bytes in `in` and appends checked ops to `out`. The
+ * bytes of its INJECT ops move on to `placed`, and what it injects into the other
+ * direction to `across`, if these are not NULL: an inject buffer's limit then is one
+ * for each window. Anything but RESULT_OK closes the connection, and has been logged.
+ * Needs the GIL. */
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
-                                  struct bytes *across, struct op_list *out);
+                                  struct bytes *placed, struct bytes *across,
+                                  struct op_list *out);
 
 void op_list_free(struct op_list *list);
 

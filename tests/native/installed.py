@@ -1,7 +1,7 @@
 """An installation of the library elsewhere, with parsers of its own.
 
 The package is copied to the site-packages of a bare virtual environment whose
-entry points are the parsers of hostile.py: what a third party's installation
+entry points are the parsers of hostile.py and scripted.py: what a third party's installation
 looks like, and no variable says where it is.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import proxylib
 from proxylib.native import LIBRARY
-from tests.native import hostile
+from tests.native import hostile, scripted
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +26,13 @@ def install(prefix: Path) -> Path:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = prefix / "lib" / version / "site-packages"
     shutil.copytree(Path(proxylib.__file__).parent, site / "proxylib")
-    shutil.copy(hostile.__file__, site / "hostile.py")
+    for module in (hostile, scripted):
+        shutil.copy(str(module.__file__), site)
     (site / "rest.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
     info = site / "hostile-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hostile\nVersion: 1\n")
-    points = "\n".join(f"{name} = hostile" for name in hostile.NAMES)
+    names = dict.fromkeys(hostile.NAMES, "hostile") | dict.fromkeys(scripted.NAMES, "scripted")
+    points = "\n".join(f"{name} = {module}" for name, module in names.items())
     (info / "entry_points.txt").write_text(f"[proxylib.parsers]\n{points}\n")
     return site / "proxylib" / LIBRARY
