@@ -16,8 +16,9 @@ from proxylib import DROP, ERROR, INJECT, MORE, PASS, EntryType, ErrorCode, Pars
 Judge = Callable[[tuple[int, int, int, int, int], bytes, int, int], bool]
 """``judge(header, data, start, have)``: whether a frame passes; raises Short."""
 
-_VERSION_SIZE = 8
-"""Bytes of the shortest header of any version: enough to tell which one it is."""
+_OLD_VERSIONS = (1, 2)
+_OLD_HEADER_SIZE = 8
+"""Headers were a byte shorter once: enough, where a connection begins, to say no."""
 
 
 class Stream:
@@ -27,6 +28,7 @@ class Stream:
         self._session = session
         self._reply = reply
         self._judge = judge
+        self._begun = False
         self._parts = bytearray()
         """What has come of a frame that is cut over several segments, not yet judged."""
         self._wanted = HEADER_SIZE
@@ -56,15 +58,15 @@ class Stream:
         need = 0
         while not session.segmented:
             have = size - position
-            if have and data[position] ^ direction not in VERSIONS:
-                if have < _VERSION_SIZE:
-                    need = _VERSION_SIZE - have
+            if have < HEADER_SIZE:
+                old = have and not self._begun and data[position] in _OLD_VERSIONS
+                need = (_OLD_HEADER_SIZE if old else HEADER_SIZE) - have
+                if need > 0:
                     break
+            if data[position] ^ direction not in VERSIONS:
                 self._wrong_version(data, position, ops)
                 return -1
-            if have < HEADER_SIZE:
-                need = HEADER_SIZE - have
-                break
+            self._begun = True
             if not self._reply and session.starting and session.starting.version >= 5:
                 raise ParserError("a request before version 5's STARTUP is answered")
             head = HEADER.unpack_from(data, position)

@@ -10,12 +10,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from cassandra import Unauthorized
+from cassandra import InvalidRequest, Unauthorized
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, Session
 from cassandra.policies import RoundRobinPolicy
+from cassandra.protocol import SyntaxException
 from cassandra.query import BatchStatement, SimpleStatement
 
 from node.address import Address
@@ -311,3 +313,44 @@ def test_statements_mean_what_the_server_reads(server: Address) -> None:
             table = f"{column.keyspace_name}.{column.table_name}"
             assert access["query_table"] == table.encode(), statement
     assert readable >= 10
+
+
+SOUP = """SELECT FROM from t "T" attendance.plain daily_records . * , id note -- // /* */ ' '' " $$
+1 1.5 -1 1d 0xab P1Y PT1S NAN -NAN INFINITY -INFINITY aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa ? WHERE
+id=? ; ( ) INSERT UPDATE DELETE SET 1µs AS"""
+
+
+def _soup(random: Random) -> str:
+    def some(most: int) -> str:
+        return "".join(random.choice(SOUP.split()) for _ in range(random.randint(0, most)))
+
+    gap = random.choice(["", " ", "\n", "--\n", "/**/"])
+    table = random.choice(["plain", "attendance.daily_records", '"MiXed"'])
+    where = random.choice(["", "WHERE id=?", "WHERE id=1"])
+    if random.random() < 0.6:
+        return f"SELECT {some(2)}{gap}FROM {table} {some(1)}{where}{some(1)}"
+    value = random.choice(["'x'", "$$x$$", some(1)])
+    return (
+        f"BEGIN BATCH UPDATE {table} SET note={value}{gap}{some(1)}{where} "
+        f"DELETE FROM plain WHERE id=?{gap}{some(1)}APPLY BATCH"
+    )
+
+
+def test_random_statements_mean_what_the_server_reads(server: Address) -> None:
+    random, readable = Random(7), 0
+    with connect(SERVER, server.port) as direct:
+        direct.set_keyspace("attendance")
+        for _ in range(4000):
+            statement = _soup(random)
+            try:
+                prepared = direct.prepare(statement)
+                accesses = read(statement.encode(), b"attendance").accesses
+            except (InvalidRequest, SyntaxException, Unreadable):
+                continue
+            readable += 1
+            ours = {access["query_table"] for access in accesses}
+            for column in prepared.column_metadata or ():
+                assert f"{column.keyspace_name}.{column.table_name}".encode() in ours, statement
+            for keyspace, table, *_ in prepared.result_metadata or ():
+                assert f"{keyspace}.{table}".encode() in ours, statement
+    assert readable >= 50

@@ -114,6 +114,13 @@ def test_other_versions(open_host: OpenHost, version: int) -> None:
     assert not host.closed
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_old_headers_are_shorter(open_host: OpenHost, version: int) -> None:
+    host = open_host("cassandra")
+    assert host.client(bytes((version, 0, 7, wire.OPTIONS)) + bytes(4)) == b""
+    assert host.take(reply=True)[:4] == b"\x83\0\0\7"
+
+
 def test_one_version_per_connection(open_host: OpenHost) -> None:
     host = started(open_host, 4)
     assert passes(host, query(READ, 4, 1))
