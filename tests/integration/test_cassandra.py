@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 from cassandra import InvalidRequest, Unauthorized
-from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, Session
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import (
+    EXEC_PROFILE_DEFAULT,
+    Cluster,
+    ExecutionProfile,
+    NoHostAvailable,
+    Session,
+)
 from cassandra.policies import RoundRobinPolicy
 from cassandra.protocol import SyntaxException
 from cassandra.query import BatchStatement, SimpleStatement
@@ -28,6 +35,8 @@ from proxylib.proto.accesslog_pb2 import Denied, LogEntry
 from tests.integration.waiting import until
 from tests.parsers.cassandra import wire
 from tests.servers.cassandra import cassandra
+
+pytestmark = pytest.mark.timeout(600)  # the first run downloads the jars
 
 SERVER = "127.0.7.5"
 OUTPOST = "127.0.7.6"
@@ -354,3 +363,25 @@ def test_random_statements_mean_what_the_server_reads(server: Address) -> None:
             for keyspace, table, *_ in prepared.result_metadata or ():
                 assert f"{keyspace}.{table}".encode() in ours, statement
     assert readable >= 50
+
+
+def test_clients_that_log_in() -> None:
+    """AUTHENTICATE begins segments and compression just as READY does."""
+    host = "127.0.7.8"
+    with cassandra(host, passwords=True) as port:
+        config = ProxyConfig(choose_parser("cassandra"), Address(host, 0), Address(host, port))
+        login = PlainTextAuthProvider("cassandra", "cassandra")
+        with Proxy(config) as proxy:
+            until(lambda: _logs_in(host, port, login), 30)
+            for version, compression in WAYS:
+                options = {"protocol_version": version, "compression": compression}
+                with connect(host, proxy.address.port, auth_provider=login, **options) as session:
+                    assert [row.role for row in session.execute("LIST ROLES")] == ["cassandra"]
+
+
+def _logs_in(host: str, port: int, login: PlainTextAuthProvider) -> bool:
+    try:
+        with connect(host, port, auth_provider=login):
+            return True
+    except NoHostAvailable:
+        return False
