@@ -15,7 +15,8 @@ setup:  ## make .venv and build the shared library
 demo: setup  ## the main job: a stock Envoy judges real memcached and r2d2 traffic
 	$(PYTHON) -m demos
 
-test: setup  ## all tests
+test:  ## all tests
+	@sh scripts/setup.sh test
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import rules, generated code

@@ -5,10 +5,14 @@
 # .venv hold checksums of what each step was made from, so that a second run only
 # compares them. As root, missing Debian packages are installed with apt-get; an
 # ordinary user is told which command to have run.
+#
+# setup.sh test: the same, and what only tests need (a JDK for real servers, and
+# Maven for their jars); an ordinary user's tests do without and say so.
 set -eu
 cd "$(dirname "$0")/.."
 
 VENV=.venv
+TESTS=${1:-}
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
@@ -53,7 +57,14 @@ missing_packages() {
         echo libc6-dev
     fi
     command -v memcached >/dev/null 2>&1 || echo memcached
+    [ -z "$TESTS" ] || [ "$(id -u)" -ne 0 ] || missing_test_packages
+}
+
+# Prints the Debian packages that only tests need, and that are missing.
+missing_test_packages() {
     command -v memccapable >/dev/null 2>&1 || echo libmemcached-tools
+    command -v java >/dev/null 2>&1 || echo openjdk-17-jre-headless
+    command -v mvn >/dev/null 2>&1 || echo maven
 }
 
 install_packages() {
@@ -115,6 +126,10 @@ native_sources() { find proxylib/native -type f ! -name '*.so' ! -name '*.o' ! -
 
 python=$(choose_python)
 install_packages "$python"
+if [ -n "$TESTS" ]; then
+    left=$(missing_test_packages | tr '\n' ' ')
+    [ -z "$left" ] || say "some tests will be skipped or fail without: apt-get install $left"
+fi
 make_venv "$python"
 interpreter=$("$VENV/bin/python" -c 'import sys; print(sys.version, sys.base_prefix, sys.prefix)')
 { echo "$interpreter"; cat requirements.lock; } | once dependencies install_locked
