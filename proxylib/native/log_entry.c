@@ -50,6 +50,19 @@ static size_t utf8_sequence(const unsigned char *s, size_t left) {
   return n;
 }
 
+/* The end of text that may be cut at `at`: not inside a character. */
+static const char *text_end(const char *at) {
+  while ((*at & 0xc0) == 0x80) at--;
+  return at;
+}
+
+/* Ends a value that has no more room: in dots, and nothing can follow. */
+static void cut(struct encoder *e) {
+  if (e->end - e->at < 3) e->at = (char *)text_end(e->end - 3);
+  memcpy(e->at, "...", 3);
+  e->end = e->at += 3;
+}
+
 /* Appends bytes as text: what is not UTF-8 becomes \xNN, so nothing is lost. */
 static void put_text(struct encoder *e, const char *data, size_t n) {
   static const char hex[] = "0123456789abcdef";
@@ -61,7 +74,7 @@ static void put_text(struct encoder *e, const char *data, size_t n) {
     size_t step = utf8_sequence(s + i, n - i);
     char escaped[4] = {'\\', 'x', hex[s[i] >> 4], hex[s[i] & 15]};
     if (!(step ? put_raw(e, data + i, step) : put_raw(e, escaped, 4))) {
-      put_raw(e, "...", 3);
+      cut(e);
       return;
     }
     i += step ? step : 1;
@@ -95,7 +108,8 @@ static bool put_value(struct encoder *e, PyObject *value) {
   } else if (PyTuple_Check(value) || PyList_Check(value)) {
     PyObject **items = PySequence_Fast_ITEMS(value);
     n = PySequence_Fast_GET_SIZE(value);
-    for (Py_ssize_t i = 0; i < n && e->at < e->end; i++) {
+    Py_ssize_t i = 0;
+    for (; i < n && e->at < e->end; i++) {
       if (PyTuple_Check(items[i]) || PyList_Check(items[i])) {
         PyErr_SetString(PyExc_TypeError, "a property holds bytes, not nested sequences");
         return false;
@@ -103,6 +117,7 @@ static bool put_value(struct encoder *e, PyObject *value) {
       if (i) put_text(e, ", ", 2);
       if (!put_value(e, items[i])) return false;
     }
+    if (i < n) cut(e);
   } else {
     PyErr_Format(PyExc_TypeError, "a property is str, bytes, int or a sequence of bytes, not %s",
                  Py_TYPE(value)->tp_name);
@@ -117,7 +132,7 @@ static bool put_generic(struct encoder *e, PyObject *proto, PyObject *fields, ch
   PyObject *key, *value;
   const char *text = PyUnicode_AsUTF8AndSize(proto, &n);
   if (!text) return false;
-  if (n > 255) n = 255;
+  if (n > 255) n = text_end(text + 255) - text;
   put_raw(e, "\x0a", 1);
   put_varint(e, (uint64_t)n);
   put_raw(e, text, (size_t)n);

@@ -138,6 +138,9 @@ static bool send_packets(struct log *log, struct mmsghdr *packets, unsigned coun
       struct pollfd slow = {log->fd, POLLOUT, 0};
       poll(&slow, 1, RETRY_MS);
     } else if (errno == EMSGSIZE) {
+      pthread_mutex_lock(&log->mutex);
+      log->lost++;
+      pthread_mutex_unlock(&log->mutex);
       sent++;
     } else if (errno != EINTR) {
       disconnect(log);
