@@ -57,6 +57,7 @@ class Connection:
         "parser_name",
         "policy_name",
         "port",
+        "sends_both_ways",
         "src_addr",
         "src_id",
     )
@@ -79,6 +80,9 @@ class Connection:
         self.parser_name = parser_name
         self.ingress = ingress
         """True if the policy is the destination's (a server's ingress)."""
+        self.sends_both_ways = True
+        """False under the C ABI: what is injected towards the server while a reply is
+        judged goes out with the next request."""
         self.src_id = src_id
         """Numeric security identity of the client."""
         self.dst_id = dst_id
@@ -179,10 +183,17 @@ class Connection:
         buffer = self.injected[reply]
         placed = 0
         for _ in range(MAX_OPS):
-            op, n = parser.on_data(reply, end_stream, data)
+            answer = parser.on_data(reply, end_stream, data)
+            try:
+                op, n = answer
+                valid = 0 < n <= limits.MAX_OP_BYTES or op == NOP
+            except (TypeError, ValueError):
+                raise ParserError(
+                    f"{type(parser).__name__}.on_data returned {answer!r:.100}, not (op, n)"
+                ) from None
             if op == NOP:
                 return
-            if not 0 < n <= limits.MAX_OP_BYTES:
+            if not valid:
                 raise ParserError(f"op {op!r} with length {n!r}")
             if op == PASS or op == DROP:
                 ops += (op, n)

@@ -8,7 +8,11 @@ class ProxylibError(Exception):
 
 
 class ParserError(ProxylibError):
-    """A parser answered what the engine cannot carry out, or passed a limit."""
+    """A stream that cannot be parsed, an answer that cannot be carried out, or a limit passed.
+
+    A parser raises it for bytes that are not of its protocol: the connection closes,
+    and the log has the text.
+    """
 
 
 class RegistrationError(ProxylibError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from proxylib.framing import Framing
+from proxylib.framing import Framing, lines
 from proxylib.message import Message
 from proxylib.ops import DROP, MORE, PASS, EntryType
 from proxylib.parser import BatchParser
@@ -26,15 +26,32 @@ class FramedParser(BatchParser):
     reply_framing: ClassVar[Framing | None] = None
     """How replies are delimited; None: like requests."""
 
+    @classmethod
+    def check_class(cls) -> None:
+        super().check_class()
+        framings = (getattr(cls, "framing", None), cls.reply_framing or lines())
+        if not all(isinstance(framing, Framing) for framing in framings):
+            raise TypeError("its framing is not a Framing: use lines() or length_prefix()")
+        if cls.request is FramedParser.request:
+            raise TypeError("it does not define request")
+
     def request(self, frame: bytes) -> Message | None:
         """The properties of one request; None passes it unjudged and unlogged.
+
+        frame: as `framing` shows it: `lines` without the delimiter, `length_prefix`
+        with its header.
 
         Raise ParserError for a frame that is not of the protocol.
         """
         raise NotImplementedError
 
     def denied(self, request: Message) -> bytes:
-        """The protocol's own error reply to a denied request; empty for none."""
+        """The protocol's own error reply to a denied request; empty for none.
+
+        It is sent at once, between two replies: a client that pipelines may see it
+        before the replies to earlier requests. Where that matters, pair requests and
+        replies yourself, as parsers/memcache does.
+        """
         return b""
 
     def response(self, frame: bytes) -> None:

@@ -26,7 +26,10 @@ class Framing:
 
 
 def lines(delimiter: bytes = b"\r\n", *, limit: int = limits.MAX_LINE) -> Framing:
-    """Frames that end in `delimiter`, at most `limit` bytes long with it."""
+    """Frames that end in `delimiter`, at most `limit` bytes long with it.
+
+    The parser sees them without the delimiter.
+    """
     width = len(delimiter)
 
     def end(data: bytes, start: int) -> int:
@@ -54,6 +57,7 @@ def length_prefix(
 
     The field counts the bytes behind itself, plus `adjust` (negative if it counts
     itself or the header too).  A frame, header included, is at most `limit` bytes.
+    The parser sees it with its header.
     """
     header = offset + size
     order: str = "little" if little_endian else "big"

@@ -25,3 +25,10 @@ class Message(dict[str, Value]):
 
     def __repr__(self) -> str:
         return f"Message({', '.join(f'{k}={v!r}' for k, v in self.items())})"
+
+
+def check_value(name: str, value: object) -> None:
+    """Raise TypeError unless `value` can be a property; the log refuses others too."""
+    several = isinstance(value, (list, tuple)) and all(isinstance(v, (bytes, str)) for v in value)
+    if not several and not isinstance(value, (str, bytes, int)):
+        raise TypeError(f"property {name!r} is {value!r}: not str, bytes, int, or several bytes")

@@ -27,6 +27,17 @@ class Parser(ABC):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
+    @classmethod
+    def check_class(cls) -> None:
+        """Raise TypeError if this class cannot work, so that its author hears of it when it
+        is registered and not at the first connection."""
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise TypeError(f"it does not define {', '.join(missing)}")
+        rule: object = cls.Rule
+        if not (isinstance(rule, type) and issubclass(rule, L7Rule)):
+            raise TypeError("its Rule is not a subclass of L7Rule")
+
     @abstractmethod
     def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
         """Judge the front of the current input.

@@ -120,7 +120,10 @@ class PolicyMap:
             return Decision(never, f"identity {remote} is not allowed on {direction} port {port}")
         if any(rule.deny for rule in selected):
             return Decision(never, f"identity {remote} is denied on {direction} port {port}")
-        return Decision(self._matcher(selected, parser))
+        matcher = self._matcher(selected, parser)
+        wanted = ", ".join(sorted({rule.parser for rule in selected if rule.parser}))
+        reason = f"{direction} port {port} is for parser {wanted}, not {parser}"
+        return Decision(matcher, reason if matcher is never else "")
 
     def _matcher(self, rules: tuple[Rule, ...], parser: str) -> Matcher:
         key = (rules, parser)

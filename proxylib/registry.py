@@ -8,6 +8,7 @@ Read by the engine at each new connection and by policy validation.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -19,6 +20,8 @@ from proxylib.parser import ClassFactory, Parser, ParserFactory
 
 ENTRY_POINT_GROUP = "proxylib.parsers"
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
 _factories: dict[str, ParserFactory] = {}
 
 P = TypeVar("P", bound=type[Parser])
@@ -27,10 +30,11 @@ P = TypeVar("P", bound=type[Parser])
 def register_parser_factory(name: str, factory: ParserFactory) -> None:
     """Make `factory` the one for l7proto `name`.
 
-    Raises RegistrationError for an empty or duplicate name.
+    Raises RegistrationError for a duplicate name, or one that is not made of letters,
+    digits, dots, dashes and underscores.
     """
-    if not name:
-        raise RegistrationError("a parser needs a name")
+    if not _NAME.fullmatch(name):
+        raise RegistrationError(f"{name!r} cannot be a parser's name: use letters, digits, . - _")
     known = _factories.get(name)
     if known is not None:
         raise RegistrationError(f"parser {name!r} is registered already, by {known!r}")
@@ -38,9 +42,19 @@ def register_parser_factory(name: str, factory: ParserFactory) -> None:
 
 
 def parser(name: str) -> Callable[[P], P]:
-    """Class decorator: register a `Parser` subclass under `name`."""
+    """Class decorator: register a `Parser` subclass under `name`.
+
+    Raises RegistrationError if the class cannot work.
+    """
 
     def register(cls: P) -> P:
+        given: object = cls
+        if not (isinstance(given, type) and issubclass(given, Parser)):
+            raise RegistrationError(f"parser {name!r}: {cls!r} is not a subclass of Parser")
+        try:
+            cls.check_class()
+        except TypeError as error:
+            raise RegistrationError(f"parser {name!r}, class {cls.__name__}: {error}") from error
         register_parser_factory(name, ClassFactory(cls))
         return cls
 

@@ -137,6 +137,9 @@ class L7Rule:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        for name, item in vars(cls).items():
+            if isinstance(item, type) and issubclass(item, Field):
+                raise TypeError(f"{cls.__qualname__}.{name}: write {item.__name__}()")
         own = {name: item for name, item in vars(cls).items() if isinstance(item, Field)}
         cls.fields = {**cls.fields, **own}
 
@@ -253,6 +256,11 @@ def _on(name: str, test: Test, deny: bool) -> Matcher:
             return test(value)
         if isinstance(value, (str, int)):
             return test(str(value).encode())
-        return of_several(test(item) for item in value)  # type: ignore[arg-type]
+        # Anything else must not miss a rule in silence.
+        if not isinstance(value, (tuple, list)) or not all(type(v) is bytes for v in value):
+            raise TypeError(
+                f"property {name!r} is {value!r}: not str, bytes, int, or several bytes"
+            )
+        return of_several(map(test, value))
 
     return match

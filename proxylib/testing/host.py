@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from proxylib.connection import MAX_OPS, Connection
 from proxylib.errors import ParserError
-from proxylib.message import Properties
+from proxylib.message import Properties, check_value
 from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, FilterResult
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
@@ -63,9 +63,9 @@ def policy_map(
     policy = npds.NetworkPolicy(endpoint_ips=[endpoint], endpoint_id=1)
     entry = policy.ingress_per_port_policies.add(port=port)
     rule = entry.rules.add()
-    if rules is not None:
+    if rules is not None or deny:
         rule.l7_proto = parser
-        for pairs in rules:
+        for pairs in [{}] if rules is None else rules:
             rule.l7_rules.l7_allow_rules.add(rule=dict(pairs))
         for pairs in deny:
             rule.l7_rules.l7_deny_rules.add(rule=dict(pairs))
@@ -133,6 +133,8 @@ class Host:
         return taken
 
     def _log(self, entry_type: int, fields: Properties, proto: str = "", /) -> None:
+        for key, value in fields.items():
+            check_value(key, value)
         name = proto or self.connection.parser_name
         self.log.append(LogRecord(EntryType(entry_type), name, dict(fields)))
 

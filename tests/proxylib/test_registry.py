@@ -75,6 +75,9 @@ from proxylib import FramedParser, lines, parser
 @parser({name!r})
 class Mine(FramedParser):
     framing = lines()
+
+    def request(self, frame):
+        return None
 """
 
 
@@ -121,3 +124,34 @@ def test_parser_file_that_failed_can_be_mended(tmp_path: Path) -> None:
         registry.load_parser_file(path)
     path.write_text(PARSER.format(name="mend") + "\n# mended\n")
     assert registry.load_parser_file(path) == ["mend"]
+
+
+UNFIT = [
+    ("class P: pass", "not a subclass of Parser"),
+    ("class P(Parser): pass", "does not define on_data"),
+    ("class P(FramedParser): pass", "framing is not a Framing"),
+    ("class P(FramedParser):\n    framing = b'x'", "framing is not a Framing"),
+    ("class P(FramedParser):\n    framing = lines()", "does not define request"),
+    (
+        "class P(Parser):\n    class Rule: pass\n    def on_data(self): pass",
+        "Rule is not a subclass",
+    ),
+    ("class R(L7Rule):\n    a = Exact", r"R\.a: write Exact\(\)"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), UNFIT)
+def test_a_class_that_cannot_work_is_refused_when_it_is_registered(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    path = tmp_path / "unfit.py"
+    decorator = "@parser('unfit')\n" if text.startswith("class P") else ""
+    path.write_text(f"from proxylib import *\n{decorator}{text}\n")
+    with pytest.raises(RegistrationError, match=reason):
+        registry.load_parser_file(path)
+
+
+@pytest.mark.parametrize("name", ["", "x y", "a/b", "a\n", "-a", "a" * 65])
+def test_names_that_parsers_cannot_have(name: str) -> None:
+    with pytest.raises(RegistrationError, match="cannot be a parser's name"):
+        registry.register_parser_factory(name, ParserFactory())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from proxylib import (
     Contains,
     Exact,
+    Field,
     L7Rule,
     Message,
     Prefix,
@@ -207,3 +208,17 @@ def test_compiled_rules_say_what_each_rule_says(
 def test_affixes(affixes: list[bytes], text: bytes) -> None:
     assert affix_test(affixes, suffix=False)(text) == any(map(text.startswith, affixes))
     assert affix_test(affixes, suffix=True)(text) == any(map(text.endswith, affixes))
+
+
+@pytest.mark.parametrize("value", [["bad"], (7,), bytearray(b"bad"), {"a": 1}, None, 1.5])
+@pytest.mark.parametrize("deny", [True, False])
+@pytest.mark.parametrize("kind", [Exact, Prefix, Contains, Regex])
+def test_a_value_of_a_wrong_type_never_slips_by(
+    kind: type[Field], deny: bool, value: object
+) -> None:
+    class Rule(L7Rule):
+        tag = kind()
+
+    matcher = Rule.compile([Rule({"tag": "bad"})], deny=deny)
+    with pytest.raises(TypeError, match="property 'tag'"):
+        matcher({"tag": value})  # type: ignore[dict-item]
