@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,13 @@ Apply = Callable[[str, Sequence[bytes]], None]
 
 GRPC_INVALID_ARGUMENT = 3
 
+MAX_REASON = 4096
+"""Longest reason in a NACK, characters: a server takes 4 MiB at most, and a rule may
+hold a value of any length."""
+
+MAX_UNREAD = 1000
+"""Most answers that wait for a control server to read them."""
+
 
 @dataclass(frozen=True)
 class Subscription:
@@ -79,8 +87,9 @@ class Client:
 
     def wait_first(self, timeout: float) -> None:
         """Wait until each stream has had its first response or failure, at most `timeout` s."""
+        deadline = time.monotonic() + timeout
         for tried in self._tried:
-            tried.wait(timeout)
+            tried.wait(max(deadline - time.monotonic(), 0))
 
     def close(self) -> None:
         """End the streams. What they have put in force stays."""
@@ -94,18 +103,22 @@ class Client:
     def _run(self, sub: Subscription, node_id: str, tried: threading.Event) -> None:
         backoff = FIRST_BACKOFF
         while not self._stopped.is_set():
+            brought = threading.Event()
             try:
-                if self._stream(sub, node_id, tried):
-                    backoff = FIRST_BACKOFF
+                self._stream(sub, node_id, tried, brought)
             except Exception as error:
                 if not self._stopped.is_set():
                     log.warning("%s: %s", sub.type_url.rpartition(".")[2], _reason(error))
             tried.set()
+            if brought.is_set():
+                backoff = FIRST_BACKOFF
             self._stopped.wait(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF)
 
-    def _stream(self, sub: Subscription, node_id: str, tried: threading.Event) -> bool:
-        """Run one stream to its end; True if it brought anything."""
+    def _stream(
+        self, sub: Subscription, node_id: str, tried: threading.Event, brought: threading.Event
+    ) -> None:
+        """Run one stream to its end, which mostly is an error; set `brought` with a response."""
         requests: queue.SimpleQueue[xds.DiscoveryRequest | None] = queue.SimpleQueue()
         node = xds.Node(id=node_id)
         requests.put(xds.DiscoveryRequest(type_url=sub.type_url, node=node))
@@ -116,19 +129,20 @@ class Client:
         )(_until_none(requests))
         self._calls[sub.type_url] = call
         accepted = ""
-        brought = False
         try:
             if self._stopped.is_set():
                 call.cancel()  # type: ignore[no-untyped-call]
             for response in call:
-                brought = True
+                brought.set()
                 request = _answer(sub, response, accepted)
                 accepted = request.version_info
                 requests.put(request)
                 tried.set()
+                if requests.qsize() > MAX_UNREAD:
+                    raise ConnectionError("the control server does not read what we answer")
         finally:
             requests.put(None)
-        return brought
+            call.cancel()  # type: ignore[no-untyped-call]
 
 
 def _answer(
@@ -145,8 +159,9 @@ def _answer(
     except Exception as error:
         request.version_info = accepted
         request.error_detail.code = GRPC_INVALID_ARGUMENT
-        request.error_detail.message = str(error) or type(error).__name__
-        log.warning("version %s refused: %s", response.version_info, error)
+        reason = (str(error) or type(error).__name__)[:MAX_REASON]
+        request.error_detail.message = reason.encode("utf-8", "backslashreplace").decode()
+        log.warning("version %s refused: %s", response.version_info, reason)
     return request
 
 
