@@ -15,20 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-typedef struct {
-  const char *p;
-  ptrdiff_t n;
-} GoString;
-
-typedef struct {
-  void *data;
-  int64_t len, cap;
-} GoSlice;
-
-typedef struct {
-  uint64_t op;
-  int64_t n_bytes;
-} FilterOp;
+#include "proxylib.h"
 
 static GoString string(const char *text) { return (GoString){text, (ptrdiff_t)strlen(text)}; }
 
@@ -50,12 +37,10 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%s\n", dlerror());
     return 1;
   }
-  uint64_t (*open_module)(GoSlice, uint8_t) = dlsym(library, "OpenModule");
-  int32_t (*new_connection)(uint64_t, GoString, uint64_t, uint8_t, uint32_t, uint32_t, GoString,
-                            GoString, GoString, GoSlice *, GoSlice *) =
-      dlsym(library, "OnNewConnection");
-  int32_t (*on_data)(uint64_t, uint8_t, uint8_t, GoSlice *, GoSlice *) = dlsym(library, "OnData");
-  void (*close_module)(uint64_t) = dlsym(library, "CloseModule");
+  open_module_fn *open_module = (open_module_fn *)dlsym(library, "OpenModule");
+  on_new_connection_fn *new_connection = (on_new_connection_fn *)dlsym(library, "OnNewConnection");
+  on_data_fn *on_data = (on_data_fn *)dlsym(library, "OnData");
+  close_module_fn *close_module = (close_module_fn *)dlsym(library, "CloseModule");
 
   GoString params[] = {string("xds-path"), string(argv[2]), string("access-log-path"),
                        string(argv[3])};

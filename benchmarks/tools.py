@@ -35,7 +35,9 @@ START_TIMEOUT = 20.0
 def compile_tool(name: str, folder: Path) -> Path:
     """The C program `name`, compiled into `folder`."""
     target = folder / name
-    subprocess.run(["gcc", "-O2", "-o", str(target), str(HERE / f"{name}.c"), "-ldl"], check=True)
+    headers = library_path().parent / "native"
+    source = HERE / f"{name}.c"
+    subprocess.run(["gcc", "-O2", "-I", headers, "-o", target, source, "-ldl"], check=True)
     return target
 
 
