@@ -11,13 +11,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from proxylib.errors import PolicyError, RuleError
-from proxylib.parser import ParserFactory
 from proxylib.proto import npds_pb2 as npds
 from proxylib.rules import L7Rule, Matcher, always, never
 
-FindFactory = Callable[[str], ParserFactory | None]
+
+class RuleSource(Protocol):
+    """What policy needs of a parser factory."""
+
+    rule_class: type[L7Rule]
+
+
+FindFactory = Callable[[str], RuleSource | None]
 
 _MAX_DECISIONS = 1 << 16
 """Cached decisions per map: endpoints x ports x remotes in use at a time."""
@@ -271,7 +278,7 @@ def _compile_rule(rule: npds.PortNetworkPolicyRule, where: str, find_factory: Fi
 
 
 def _l7_rules(
-    rules: Sequence[npds.L7NetworkPolicyRule], factory: ParserFactory, where: str
+    rules: Sequence[npds.L7NetworkPolicyRule], factory: RuleSource, where: str
 ) -> tuple[L7Rule, ...]:
     compiled = []
     for index, rule in enumerate(rules):
@@ -281,7 +288,7 @@ def _l7_rules(
     return tuple(compiled)
 
 
-def _l7_rule(pairs: Mapping[str, str], factory: ParserFactory, where: str) -> L7Rule:
+def _l7_rule(pairs: Mapping[str, str], factory: RuleSource, where: str) -> L7Rule:
     try:
         return factory.rule_class(pairs)
     except RuleError as error:
@@ -289,7 +296,7 @@ def _l7_rule(pairs: Mapping[str, str], factory: ParserFactory, where: str) -> L7
 
 
 def _kafka_rules(
-    rules: Sequence[npds.KafkaNetworkPolicyRule], factory: ParserFactory, where: str
+    rules: Sequence[npds.KafkaNetworkPolicyRule], factory: RuleSource, where: str
 ) -> tuple[L7Rule, ...]:
     """Cilium's own message for Kafka: one rule of ours per API key that it names."""
     compiled = []
