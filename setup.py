@@ -32,6 +32,7 @@ setup(
     cmdclass={"build_ext": build.BuildLibrary},
     packages=find_packages(include=["proxylib*", "parsers*", "xds*", "node*"]),
     package_data={
+        "parsers": ["kafka/*.txt"],
         "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"]
     },
     install_requires=[
@@ -49,12 +50,15 @@ setup(
     ],
     extras_require={
         "dev": [
+            "aiokafka>=0.13",
             "atheris>=2.3",
             "cassandra-driver>=3.29",
+            "confluent-kafka>=2.14",
             "grpc-stubs",
             "grpcio-tools>=1.62",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "kafka-python>=3.0",
             "lz4>=4.3",
             "mypy>=1.10",
             "mypy-protobuf>=3.6",

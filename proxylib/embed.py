@@ -94,7 +94,7 @@ def new_connection(
     instance = instances.get(number)
     if instance is None:
         return FilterResult.INVALID_INSTANCE
-    return instance.connect(
+    made = instance.connect(
         _text(parser),
         ingress=ingress,
         src_id=src_id,
@@ -103,6 +103,9 @@ def new_connection(
         dst_addr=_text(dst_addr),
         policy_name=_text(policy_name),
     )
+    if isinstance(made, Connection):
+        made.sends_both_ways = False
+    return made
 
 
 # Envoy's network filter.

@@ -5,8 +5,8 @@ to its end, because its answer lists what it asked for, and dropped on the way.
 
 A request for a topic id that is not known yet is held, with those behind it, while we
 ask the server (a Metadata request of ours, whose reply the client never sees) what the
-id stands for.  One too large to hold is answered UNKNOWN_TOPIC_ID, upon which clients
-come again.
+id stands for.  One too large to hold, or any under a host that could not be given it
+later, is answered UNKNOWN_TOPIC_ID, upon which clients come again.
 
 Metadata differs: without the brokers in its reply no client gets as far as an error, and
 clients ask for all topics that they use at once.  So a denied one goes on for those of its
@@ -244,7 +244,11 @@ class Requests:
 
     def _room_for(self, length: int, missing: int) -> int:
         """How many bytes are missing to hold a request; -1 if there is no room for it."""
-        if len(self._held) >= MAX_HELD_REQUESTS or length + sum(map(len, self._held)) > MAX_HELD:
+        if (
+            not self._state.connection.sends_both_ways
+            or len(self._held) >= MAX_HELD_REQUESTS
+            or length + sum(map(len, self._held)) > MAX_HELD
+        ):
             return -1
         return max(missing, 0)
 
