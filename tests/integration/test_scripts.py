@@ -16,8 +16,20 @@ import pytest
 from node.address import Address
 from node.parsers import ParserChoice
 from node.run import Proxy, ProxyConfig
+from proxylib import limits
+from proxylib.proto.accesslog_pb2 import LogEntry
+from tests.integration.waiting import until
 from tests.native import scripted
-from tests.native.scripted import AHEAD, CROSS, Script, frame, random_script, without_across
+from tests.native.scripted import (
+    AHEAD,
+    CROSS,
+    HEADER,
+    WHOLE,
+    Script,
+    frame,
+    random_script,
+    without_across,
+)
 
 TIMEOUT = 30
 CONNECTIONS = 40
@@ -90,10 +102,13 @@ def server() -> Iterator[Server]:
         server.shutdown()
 
 
-def proxy(parser: str, upstream: int, workers: int = 1) -> Proxy:
+def proxy(
+    parser: str, upstream: int, log: list[LogEntry] | None = None, *, workers: int = 1
+) -> Proxy:
     choice = ParserChoice(parser, (Path(scripted.__file__),))
     listen = Address("127.0.0.1", 0)
-    return Proxy(ProxyConfig(choice, listen, Address("127.0.0.1", upstream), concurrency=workers))
+    config = ProxyConfig(choice, listen, Address("127.0.0.1", upstream), concurrency=workers)
+    return Proxy(config, on_entries=(log if log is not None else []).extend)
 
 
 @pytest.mark.parametrize("parser", scripted.NAMES)
@@ -131,7 +146,7 @@ def push(connection: socket.socket, data: bytes, most: int) -> int:
     try:
         while sent < most:
             sent += connection.send(view[sent % len(data) :])
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):
         pass
     return sent
 
@@ -211,3 +226,31 @@ def test_a_long_pipeline_of_denials_in_one_read(mute: socket.socket) -> None:
             heard += len(data)
         thread.join()
     assert heard == 100 * count
+
+
+def test_what_may_be_held_is_bounded(mute: socket.socket) -> None:
+    """A frame as large as the limit arrives; a larger one closes, and the log says why."""
+    limit = limits.MAX_HELD - HEADER
+    log: list[LogEntry] = []
+    with proxy("scripted", mute.getsockname()[1], log) as running:
+
+        def send(stream: bytes) -> int:
+            """How much of it reaches the server."""
+            address = ("127.0.0.1", running.address.port)
+            with (
+                socket.create_connection(address, timeout=TIMEOUT) as client,
+                accept(mute) as upstream,
+            ):
+                thread = threading.Thread(target=push, args=(client, stream, len(stream)))
+                thread.start()
+                upstream.settimeout(TIMEOUT)
+                heard = 0
+                while heard < len(stream) and (data := upstream.recv(1 << 20)):
+                    heard += len(data)
+                thread.join()
+                return heard
+
+        assert send(frame(WHOLE, bytes(limit))) == limits.MAX_HELD
+        assert send(frame(WHOLE, bytes(limit + 1))) == 0
+        until(lambda: bool(log))
+    assert ["limits.MAX_HELD" in entry.generic_l7.fields["status"] for entry in log] == [True]

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from proxylib import limits
 from proxylib.parser import ClassFactory
 from proxylib.testing import Host
 from tests.native.chost import CHost, Rig
 from tests.native.installed import install
-from tests.native.scripted import AHEAD, NAMES, frame, random_script, without_across
+from tests.native.scripted import (
+    AHEAD,
+    HEADER,
+    NAMES,
+    WHOLE,
+    frame,
+    random_script,
+    without_across,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +67,11 @@ def cut(stream: bytes, rng: random.Random, largest: int) -> list[bytes]:
         pieces.append(stream[:size])
         stream = stream[size:]
     return pieces[::-1]
+
+
+@pytest.mark.parametrize("parser", NAMES)
+def test_no_more_is_wanted_than_may_be_held(scripted_rig: Rig, parser: str) -> None:
+    host = CHost(scripted_rig, parser)
+    host.client(frame(WHOLE, bytes(limits.MAX_HELD - HEADER + 1))[:HEADER])
+    assert host.closed
+    assert "limits.MAX_HELD" in str(host.log[-1].fields["status"])
