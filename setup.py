@@ -71,6 +71,7 @@ setup(
             "setuptools>=77",
             "types-protobuf",
             "wheel",
+            "xxhash>=3.4",
         ],
     },
     entry_points={

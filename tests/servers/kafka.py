@@ -102,12 +102,9 @@ def kafka(version: str, host: str, *, proxies: int = 1) -> Iterator[Broker]:
         )
         java = ["java", *_JVM, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", class_path]
         with (folder / "output").open("w+") as output:
+            storage = [*java, "-Xmx96m", "kafka.tools.StorageTool", "format", "-t", _CLUSTER]
             subprocess.run(
-                [*java, "-Xmx96m", "kafka.tools.StorageTool", "format", "-t", _CLUSTER]
-                + ["-c", str(properties)],
-                check=True,
-                stdout=output,
-                stderr=output,
+                [*storage, "-c", str(properties)], check=True, stdout=output, stderr=output
             )
             command = [*java, "-Xms64m", "-Xmx256m", "kafka.Kafka", str(properties)]
             process = subprocess.Popen(command, stdout=output, stderr=output)

@@ -1,0 +1,497 @@
+"""Real Kafka brokers, 3.9 and 4.3, behind a stock Envoy, with real clients.
+
+service1 may produce to topic1 and service2 may consume it: each comes through a proxy
+of its own, since a broker tells clients where to go by the listener they came to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiokafka
+import aiokafka.errors
+import confluent_kafka
+import confluent_kafka.admin
+import kafka
+import kafka.errors
+import pytest
+
+from node.parsers import choose_parser
+from node.run import Proxy, ProxyConfig
+from parsers.kafka import schema
+from proxylib.proto.accesslog_pb2 import Denied as DENIED
+from proxylib.proto.accesslog_pb2 import LogEntry
+from tests.integration.waiting import until
+from tests.parsers.kafka.messages import read_response, request
+from tests.servers.kafka import NEW, OLD, Broker
+from tests.servers.kafka import kafka as start_kafka
+
+pytestmark = [
+    # Clients that are told "no" leave a future or a thread behind.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+HOSTS = {OLD: "127.0.7.21", NEW: "127.0.7.22"}
+TOPIC, SECRET = "topic1", "secret"
+TIMEOUT = 20.0
+NO_KAFKA = f"a request of {int.from_bytes(b'GET ', 'big')} bytes"
+
+POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: services}}
+spec:
+  endpointSelector: {{matchLabels: {{app: kafka}}}}
+  ingress:
+    - toPorts:
+        - ports: [{{port: "{produce}", protocol: TCP}}]
+          rules:
+            kafka:
+              - {{role: produce, topic: topic1}}
+    - toPorts:
+        - ports: [{{port: "{consume}", protocol: TCP}}]
+          rules:
+            kafka:
+              - {{role: consume, topic: topic1}}
+    - toPorts:
+        - ports: [{{port: "{open}", protocol: TCP}}]
+          rules:
+            kafka: [{{}}]
+"""
+
+
+@dataclass
+class Site:
+    """A broker, and where its clients go: to the proxy of each role, or directly."""
+
+    broker: Broker
+    produce: str = ""
+    consume: str = ""
+    open: str = ""
+    pids: dict[str, int] = field(default_factory=dict)
+    log: list[LogEntry] = field(default_factory=list)
+
+    @property
+    def direct(self) -> str:
+        return str(self.broker.direct)
+
+    def denied(self) -> list[dict[str, str]]:
+        return [dict(e.generic_l7.fields) for e in self.log if e.entry_type == DENIED]
+
+
+@pytest.fixture(scope="module", params=[OLD, NEW])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    version = request.param
+    host = HOSTS[version]
+    roles = ("produce", "consume", "open")
+    folder = tmp_path_factory.mktemp("kafka")
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(start_kafka(version, host, proxies=len(roles)))
+        site = Site(broker)
+        policy, endpoints = folder / "policy.yaml", folder / "endpoints.yaml"
+        ports = {role: broker.behind[i].upstream.port for i, role in enumerate(roles)}
+        policy.write_text(POLICY.format(**ports))
+        endpoints.write_text(f"endpoints: [{{address: {host}, labels: {{app: kafka}}}}]\n")
+        for role, behind in zip(roles, broker.behind, strict=True):
+            config = ProxyConfig(
+                choose_parser("kafka"),
+                behind.proxy,
+                behind.upstream,
+                policies=(policy,),
+                endpoints=endpoints,
+                watch=False,
+            )
+            proxy = stack.enter_context(Proxy(config, on_entries=site.log.extend))
+            setattr(site, role, str(behind.proxy))
+            site.pids[role] = proxy.pid
+        _create_topics(site)
+        yield site
+
+
+def _create_topics(site: Site) -> None:
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": site.direct})
+    topics = [confluent_kafka.admin.NewTopic(name, 1) for name in (TOPIC, SECRET)]
+    for made in admin.create_topics(topics).values():
+        made.result(TIMEOUT)
+    producer = confluent_kafka.Producer({"bootstrap.servers": site.direct})
+    producer.produce(SECRET, b"hidden")
+    producer.flush(TIMEOUT)
+
+
+def words(count: int = 100) -> list[bytes]:
+    """Messages that nobody else sends."""
+    prefix = uuid.uuid4().hex
+    return [f"{prefix}-{number}".encode() for number in range(count)]
+
+
+def group() -> str:
+    return f"group-{uuid.uuid4().hex}"
+
+
+# The three clients, behind one interface: produce a list, or consume until it is there.
+
+
+def python_produce(server: str, topic: str, messages: list[bytes], **options: Any) -> None:
+    producer = kafka.KafkaProducer(bootstrap_servers=server, max_block_ms=20_000, **options)
+    try:
+        for sent in [producer.send(topic, message) for message in messages]:
+            sent.get(TIMEOUT)
+    finally:
+        producer.close(timeout=2)
+
+
+def python_consume(server: str, topic: str, wanted: list[bytes], **options: Any) -> list[bytes]:
+    consumer = kafka.KafkaConsumer(
+        topic,
+        bootstrap_servers=server,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=20_000,
+        **{"group_id": group(), **options},
+    )
+    try:
+        found = [m.value for m in _until_last(iter(consumer), wanted, lambda m: m.value)]
+        if options.get("group_id", "") is not None:
+            consumer.commit()
+        return [value for value in found if value in set(wanted)]
+    finally:
+        consumer.close()
+
+
+def confluent_produce(server: str, topic: str, messages: list[bytes], **options: Any) -> None:
+    errors: list[Any] = []
+
+    def delivered(error: Any, _: Any) -> None:
+        if error is not None:
+            errors.append(error)
+
+    producer = confluent_kafka.Producer({"bootstrap.servers": server, **_dotted(options)})
+    for message in messages:
+        producer.produce(topic, message, on_delivery=delivered)
+    assert producer.flush(TIMEOUT) == 0
+    if errors:
+        raise confluent_kafka.KafkaException(errors[0])
+
+
+def confluent_consume(server: str, topic: str, wanted: list[bytes], **options: Any) -> list[bytes]:
+    settings = {
+        "bootstrap.servers": server,
+        "group.id": group(),
+        "auto.offset.reset": "earliest",
+        **_dotted(options),
+    }
+    consumer = confluent_kafka.Consumer(settings)
+    consumer.subscribe([topic])
+
+    def messages() -> Iterator[Any]:
+        while (message := consumer.poll(TIMEOUT)) is not None:
+            if message.error():
+                raise confluent_kafka.KafkaException(message.error())
+            yield message
+
+    try:
+        found = [m.value() for m in _until_last(messages(), wanted, lambda m: m.value())]
+        consumer.commit(asynchronous=False)
+        return [value for value in found if value in set(wanted)]
+    finally:
+        consumer.close()
+
+
+def _dotted(options: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "."): value for name, value in options.items()}
+
+
+def aio_produce(server: str, topic: str, messages: list[bytes], **options: Any) -> None:
+    async def run() -> None:
+        producer = aiokafka.AIOKafkaProducer(bootstrap_servers=server, **options)
+        try:
+            await producer.start()
+            for message in messages:
+                await asyncio.wait_for(producer.send_and_wait(topic, message), TIMEOUT)
+        finally:
+            await producer.stop()
+
+    asyncio.run(run())
+
+
+def aio_consume(server: str, topic: str, wanted: list[bytes], **options: Any) -> list[bytes]:
+    async def run() -> list[bytes]:
+        consumer = aiokafka.AIOKafkaConsumer(
+            topic,
+            bootstrap_servers=server,
+            group_id=group(),
+            auto_offset_reset="earliest",
+            **options,
+        )
+        try:
+            await consumer.start()
+            found = []
+            while not found or found[-1] != wanted[-1]:
+                found.append((await asyncio.wait_for(consumer.getone(), TIMEOUT)).value)
+            await consumer.commit()
+            return [value for value in found if value in set(wanted)]
+        finally:
+            await consumer.stop()
+
+    return asyncio.run(run())
+
+
+def _until_last(messages: Iterator[Any], wanted: list[bytes], value: Any) -> Iterator[Any]:
+    for message in messages:
+        yield message
+        if value(message) == wanted[-1]:
+            return
+
+
+Produce = Callable[..., None]
+Consume = Callable[..., list[bytes]]
+
+CLIENTS = {
+    "kafka-python": (python_produce, python_consume),
+    "confluent-kafka": (confluent_produce, confluent_consume),
+    "aiokafka": (aio_produce, aio_consume),
+}
+COMPRESSION = {
+    "kafka-python": {"compression_type": "lz4"},
+    "confluent-kafka": {"compression.type": "lz4"},
+    "aiokafka": {"compression_type": "lz4"},
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_service1_produces_and_service2_consumes(site: Site, client: str) -> None:
+    """In order, in a group, with a commit; and compressed."""
+    produce, consume = CLIENTS[client]
+    for options in ({}, COMPRESSION[client]):
+        messages = words()
+        produce(site.produce, TOPIC, messages, **options)
+        assert consume(site.consume, TOPIC, messages) == messages
+
+
+REFUSED = (
+    kafka.errors.TopicAuthorizationFailedError,
+    aiokafka.errors.TopicAuthorizationFailedError,
+)
+
+
+def refused(do: Callable[[], object]) -> bool:
+    """Whether the client says that it is the topic that is not allowed."""
+    try:
+        do()
+    except REFUSED:
+        return True
+    except confluent_kafka.KafkaException as error:
+        code: int = error.args[0].code()
+        return code == confluent_kafka.KafkaError.TOPIC_AUTHORIZATION_FAILED
+    return False
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_is_denied(site: Site, client: str) -> None:
+    produce, consume = CLIENTS[client]
+    assert refused(lambda: produce(site.produce, SECRET, [b"x"]))
+    # The role may see the topic, and not produce to it.
+    assert refused(lambda: produce(site.consume, TOPIC, [b"x"]))
+    if client != "kafka-python":
+        # kafka-python only logs it, and goes on waiting.
+        assert refused(lambda: consume(site.consume, SECRET, [b"x"]))
+    assert site.denied()
+
+
+def test_a_consumer_of_a_denied_topic_gets_nothing(site: Site) -> None:
+    consumer = kafka.KafkaConsumer(
+        bootstrap_servers=site.consume, consumer_timeout_ms=2000, auto_offset_reset="earliest"
+    )
+    assert TOPIC in consumer.topics()
+    assert SECRET not in consumer.topics()
+    consumer.assign([kafka.TopicPartition(SECRET, 0)])
+    with contextlib.suppress(kafka.errors.KafkaError):
+        assert list(consumer) == []
+    consumer.close()
+
+
+def test_a_producer_goes_on_after_a_denial(site: Site) -> None:
+    messages = words(10)
+    producer = kafka.KafkaProducer(bootstrap_servers=site.produce, max_block_ms=20_000)
+    with pytest.raises(kafka.errors.TopicAuthorizationFailedError):
+        producer.send(SECRET, b"x").get(TIMEOUT)
+    for sent in [producer.send(TOPIC, message) for message in messages]:
+        sent.get(TIMEOUT)
+    producer.close(timeout=2)
+    assert confluent_consume(site.consume, TOPIC, messages) == messages
+
+
+@pytest.mark.parametrize("size", [100_000, 900_000])
+def test_large_messages(site: Site, size: int) -> None:
+    messages = [word + b"." * size for word in words(3)]
+    confluent_produce(site.produce, TOPIC, messages)
+    assert confluent_consume(site.consume, TOPIC, messages) == messages
+    assert refused(lambda: confluent_produce(site.consume, TOPIC, messages))
+
+
+def test_idempotence_and_a_transaction(site: Site) -> None:
+    messages = words(20)
+    confluent_produce(site.produce, TOPIC, messages, enable_idempotence=True)
+    assert confluent_consume(site.consume, TOPIC, messages) == messages
+
+    messages = words(20)
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": site.produce, "transactional.id": uuid.uuid4().hex}
+    )
+    producer.init_transactions(TIMEOUT)
+    producer.begin_transaction()
+    producer.produce(TOPIC, b"never")
+    producer.flush(TIMEOUT)
+    producer.abort_transaction(TIMEOUT)
+    producer.begin_transaction()
+    for message in messages:
+        producer.produce(TOPIC, message)
+    producer.commit_transaction(TIMEOUT)
+    found = confluent_consume(site.consume, TOPIC, [b"never", *messages])
+    assert found == messages
+
+
+def test_a_transactional_producer_needs_the_role(site: Site) -> None:
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": site.consume, "transactional.id": uuid.uuid4().hex}
+    )
+    with pytest.raises(confluent_kafka.KafkaException) as caught:
+        producer.init_transactions(TIMEOUT)
+    code = caught.value.args[0].code()
+    assert code == confluent_kafka.KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+
+
+OLD_VERSIONS = [(0, 8, 0), (0, 8, 1), (0, 8, 2), (0, 9), (0, 10), (0, 11), (1, 0), (1, 1), (2, 0)]
+
+
+@pytest.mark.parametrize("site", [OLD], indirect=True)
+@pytest.mark.parametrize("version", OLD_VERSIONS, ids=str)
+def test_old_clients(site: Site, version: tuple[int, ...]) -> None:
+    """kafka-python held to what old brokers knew; 4.x itself no longer speaks it."""
+    options: dict[str, Any] = {"api_version": version}
+    messages = words(20)
+    idempotence = {} if version >= (0, 11) else {"enable_idempotence": False}
+    python_produce(site.produce, TOPIC, messages, **options, **idempotence)
+    if version < (0, 9):
+        options["group_id"] = None
+    assert python_consume(site.consume, TOPIC, messages, **options) == messages
+    options.pop("group_id", None)
+    assert refused(lambda: python_produce(site.produce, SECRET, [b"x"], **options, **idempotence))
+
+
+@pytest.mark.parametrize("site", [OLD], indirect=True)
+def test_an_old_confluent_client(site: Site) -> None:
+    old = {"api_version_request": False, "broker_version_fallback": "0.9.0.1"}
+    messages = words(20)
+    confluent_produce(site.produce, TOPIC, messages, **old)
+    assert confluent_consume(site.consume, TOPIC, messages, **old) == messages
+
+
+@pytest.mark.parametrize("site", [NEW], indirect=True)
+def test_group_protocol_of_kip_848(site: Site) -> None:
+    messages = words(20)
+    confluent_produce(site.produce, TOPIC, messages)
+    found = confluent_consume(site.consume, TOPIC, messages, group_protocol="consumer")
+    assert found == messages
+    assert any(e.generic_l7.fields["api_key"] == "ConsumerGroupHeartbeat" for e in site.log)
+
+
+def test_admin_needs_a_rule(site: Site) -> None:
+    topic = f"made-{uuid.uuid4().hex}"
+    made = [confluent_kafka.admin.NewTopic(topic, 1)]
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": site.produce})
+    with pytest.raises(confluent_kafka.KafkaException):
+        admin.create_topics(made, request_timeout=5)[topic].result(TIMEOUT)
+    assert topic not in admin.list_topics(timeout=TIMEOUT).topics
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": site.open})
+    admin.create_topics(made, request_timeout=5)[topic].result(TIMEOUT)
+    assert {topic, TOPIC, SECRET} <= admin.list_topics(timeout=TIMEOUT).topics.keys()
+
+
+def test_every_version_that_is_advertised_is_understood(site: Site) -> None:
+    """The broker's own ApiVersions, directly and through the proxy."""
+    found = {}
+    for name, server in (("direct", site.direct), ("proxy", site.open)):
+        host, port = server.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(
+                request("ApiVersions", 3, ClientSoftwareName=b"a", ClientSoftwareVersion=b"1")
+            )
+            data = b""
+            while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+                data += connection.recv(65536)
+        found[name] = {
+            key["ApiKey"]: (key["MinVersion"], key["MaxVersion"])
+            for key in read_response("ApiVersions", 3, data)[1]["ApiKeys"]
+        }
+    assert found["direct"].pop(17) == (0, 1)
+    assert found["proxy"].pop(17) == (1, 1)
+    assert found["proxy"] == found["direct"]
+    assert len(found["direct"]) + 1 == (61 if HOSTS[OLD] in site.direct else 75)
+    assert all(schema.understood(key, high) for key, (_, high) in found["direct"].items())
+
+
+def test_what_no_broker_can_answer_closes_and_is_logged(site: Site) -> None:
+    host, port = site.open.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+    until(lambda: any("Parser error" in entry.get("status", "") for entry in site.denied()))
+
+
+def test_the_log_of_an_exchange(site: Site) -> None:
+    seen = len(site.log)
+    messages = words(1)
+    name = f"client-{uuid.uuid4().hex}"
+    confluent_produce(site.produce, TOPIC, messages, client_id=name)
+
+    def entries() -> list[LogEntry]:
+        return [e for e in site.log[seen:] if e.generic_l7.fields["api_key"] == "Produce"]
+
+    until(lambda: len(entries()) >= 2)
+    sent, replied = entries()[:2]
+    assert sent.generic_l7.proto == "kafka"
+    assert sent.generic_l7.fields["topics"] == TOPIC
+    assert sent.generic_l7.fields["client_id"] == name
+    assert (sent.entry_type, replied.entry_type) == (0, 1)
+    assert replied.generic_l7.fields["error_code"] == "0"
+    number = sent.generic_l7.fields["correlation_id"]
+    assert replied.generic_l7.fields["correlation_id"] == number
+
+
+def test_many_clients_at_once(site: Site) -> None:
+    batches = [words(50) for _ in range(6)]
+    barrier = threading.Barrier(len(batches))
+
+    def run(messages: list[bytes]) -> list[bytes]:
+        barrier.wait(TIMEOUT)
+        confluent_produce(site.produce, TOPIC, messages)
+        return confluent_consume(site.consume, TOPIC, messages)
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        assert list(pool.map(run, batches)) == batches
+
+
+def test_nothing_panicked(site: Site) -> None:
+    """Last: what the tests before have left in the log."""
+    statuses = [entry.get("status", "") for entry in site.denied()]
+    assert not [status for status in statuses if "Panic" in status]
+    assert [s for s in statuses if "Parser error" in s and NO_KAFKA not in s] == []
+    for role, pid in site.pids.items():
+        assert Path(f"/proc/{pid}").exists(), role
+    assert len(site.log) > 1000
+    assert not list(itertools.filterfalse(lambda e: e.policy_name, site.log))
