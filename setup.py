@@ -33,7 +33,7 @@ setup(
     packages=find_packages(include=["proxylib*", "parsers*", "xds*", "node*"]),
     package_data={
         "parsers": ["kafka/*.txt"],
-        "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"]
+        "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"],
     },
     install_requires=[
         "cffi>=1.16",
