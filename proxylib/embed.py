@@ -184,6 +184,7 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         if str(path) not in _loaded:
             load_parser_file(Path(path))
             _loaded.add(str(path))
+            instances.parsers_loaded()
     parser = values.get("parser") or _text(name)
     if get_parser_factory(parser) is None:
         raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")

@@ -8,6 +8,7 @@ was closed; its policy then stays as it was.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,15 @@ from typing import Protocol
 
 from proxylib import npds
 from proxylib.connection import Connection, LogStream
-from proxylib.errors import ConfigError, RegistrationError
+from proxylib.errors import ConfigError, PolicyError, RegistrationError
 from proxylib.hosts import HostMap, compile_hosts
 from proxylib.message import Properties
 from proxylib.ops import FilterResult
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import accesslog_pb2 as accesslog
 from proxylib.registry import get_parser_factory
+
+log = logging.getLogger(__name__)
 
 FIRST_POLICY_WAIT = 1.0
 """Seconds that opening a module waits for its first policy; traffic is denied before."""
@@ -65,6 +68,8 @@ class Instance:
     hosts: HostMap = field(default_factory=HostMap)
     client: npds.Client | None = None
     references: int = 1
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a policy is compiled and put in force."""
 
     def start(self) -> None:
         """Subscribe to policies, if the parameters name a control server."""
@@ -84,7 +89,19 @@ class Instance:
         if self.log is not None:
             self.log.close()
 
+    def parsers_loaded(self) -> None:
+        """Compile again what was closed for want of a parser."""
+        with self._lock:
+            try:
+                self._compile(self.policy.version, list(self.policy.compiled))
+            except PolicyError as error:
+                log.warning("the policy stays as it was: %s", error)
+
     def _set_policy(self, version: str, resources: Sequence[bytes]) -> None:
+        with self._lock:
+            self._compile(version, resources)
+
+    def _compile(self, version: str, resources: Sequence[bytes]) -> None:
         self.policy = compile_policies(
             resources, get_parser_factory, version=version, previous=self.policy
         )
@@ -228,6 +245,13 @@ class InstanceTable:
                 return
             del self._instances[number]
         instance.close()
+
+    def parsers_loaded(self) -> None:
+        """Have every open instance look again for the parsers of its policy."""
+        with self._lock:
+            instances = list(self._instances.values())
+        for instance in instances:
+            instance.parsers_loaded()
 
     def get(self, number: int) -> Instance | None:
         return self._instances.get(number)

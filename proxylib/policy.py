@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from proxylib.errors import PolicyError, RuleError
+from proxylib.errors import PolicyError, RegistrationError, RuleError
 from proxylib.proto import npds_pb2 as npds
 from proxylib.rules import L7Rule, Matcher, always, never
 
@@ -80,6 +80,11 @@ class EndpointPolicy:
 
     ingress: tuple[PortPolicy, ...]
     egress: tuple[PortPolicy, ...]
+
+    @property
+    def settled(self) -> bool:
+        """False if a rule is closed for want of its parser, which may be loaded later."""
+        return not any(r.closed for port in self.ingress + self.egress for r in port.rules)
 
 
 @dataclass(eq=False)
@@ -199,7 +204,9 @@ def compile_policies(
         where = f"endpoint {policy.endpoint_id} ({', '.join(ips)})"
         if not 1 <= len(ips) <= 2 or not all(ips):
             raise PolicyError(f"{where}: endpoint_ips must be one or two addresses")
-        endpoint = known.get(resource) or _compile_endpoint(policy, where, find_factory)
+        endpoint = known.get(resource)
+        if endpoint is None or not endpoint.settled:
+            endpoint = _compile_endpoint(policy, where, find_factory)
         compiled[resource] = endpoint
         for ip in ips:
             if ip in endpoints:
@@ -255,7 +262,11 @@ def _compile_rule(rule: npds.PortNetworkPolicyRule, where: str, find_factory: Fi
         if kind is not None:
             raise PolicyError(f"{where}: l7_rules without an l7_proto")
         return Rule(remotes, rule.precedence)
-    factory = find_factory(parser)
+    try:
+        factory = find_factory(parser)
+    except RegistrationError as error:
+        # A parser that does not load must not take the other policies down.
+        return Rule(remotes, rule.precedence, parser=parser, closed=str(error))
     if factory is None:
         return Rule(remotes, rule.precedence, parser=parser, closed=f"unknown parser {parser!r}")
     if kind == "http_rules":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from proxylib import limits
 from proxylib.connection import MAX_OPS, Connection
 from proxylib.errors import ParserError
 from proxylib.message import Properties, check_value
@@ -208,6 +209,8 @@ class Host:
                 raise ParserError(f"op {op} with length {n}")
             if op == MORE:
                 direction.need = len(data) + n
+                if direction.need > limits.MAX_HELD:
+                    raise ParserError(f"more than limits.MAX_HELD bytes wanted: {n}")
                 terminal = True
             elif op == PASS:
                 direction.out += data[:n]

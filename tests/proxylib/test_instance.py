@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from proxylib import registry
 from proxylib.errors import ConfigError
 from proxylib.instance import InstanceTable, Parameters, destination_port, parse_parameters
+from proxylib.parser import ParserFactory
+from proxylib.proto import npds_pb2
 
 
 class NoLog:
@@ -76,3 +79,23 @@ def test_instances_are_counted() -> None:
 )
 def test_destination_port(address: str, port: int | None) -> None:
     assert destination_port(address) == port
+
+
+def test_a_parser_loaded_later_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_factories", {})
+    table = InstanceTable(NoLog)
+    instance = table.get(table.open(Parameters()))
+    assert instance is not None
+    policy = npds_pb2.NetworkPolicy(endpoint_ips=["10.0.0.1"])
+    policy.ingress_per_port_policies.add(port=80).rules.add(l7_proto="late")
+    instance._set_policy("7", [policy.SerializeToString()])
+
+    def reason() -> str:
+        where = {"ingress": True, "port": 80, "remote": 1, "parser": "late"}
+        return instance.policy.decide("10.0.0.1", **where).reason  # type: ignore[arg-type]
+
+    assert reason() == "unknown parser 'late'"
+    registry.register_parser_factory("late", ParserFactory())
+    table.parsers_loaded()
+    assert reason() == ""
+    assert instance.policy.version == "7"

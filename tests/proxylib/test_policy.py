@@ -6,7 +6,8 @@ import pytest
 from google.protobuf import text_format
 
 from proxylib import Message
-from proxylib.errors import PolicyError
+from proxylib.errors import PolicyError, RegistrationError
+from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
 from proxylib.registry import get_parser_factory
@@ -250,3 +251,23 @@ def test_kafka_rules_of_the_wire(rules: str, allowed: list[tuple[int, int, str]]
 def test_kafka_rules_refused(rule: str) -> None:
     with pytest.raises(PolicyError, match=r"ingress port 80: kafka_rules\[1\]: "):
         kafka(f"kafka_rules {{ }} kafka_rules {{ {rule} }}")
+
+
+def test_a_parser_that_comes_later_opens_what_was_closed_for_want_of_it() -> None:
+    text = IP + 'ingress_per_port_policies { port: 80 rules { l7_proto: "r2d2" } }'
+    old = compile_policies([resource(text)], lambda name: None)
+    assert not allows(old)
+    assert allows(compile_policies([resource(text)], get_parser_factory, previous=old))
+
+
+def test_a_parser_that_does_not_load_closes_only_its_own_port() -> None:
+    def find(name: str) -> ParserFactory | None:
+        raise RegistrationError(f"{name}: ImportError: no such module")
+
+    broken = IP + 'ingress_per_port_policies { port: 80 rules { l7_proto: "broken" } }'
+    fine = 'endpoint_ips: "10.0.0.2" ingress_per_port_policies { port: 80 }'
+    policy = compile_policies([resource(broken), resource(fine)], find)
+    where = {"ingress": True, "port": 80, "remote": 1, "parser": "broken"}
+    decision = policy.decide("10.0.0.1", **where)  # type: ignore[arg-type]
+    assert decision.reason == "broken: ImportError: no such module"
+    assert not policy.decide("10.0.0.2", **where).denied  # type: ignore[arg-type]
