@@ -15,11 +15,8 @@ from typing import Any
 
 import click
 
-from node.errors import NodeError
+from node.errors import NodeError, exit_status
 from proxylib.errors import ProxylibError
-
-_PROXYLIB_ERROR_STATUS = 2
-"""Documents and parser files that are wrong are the user's input."""
 
 
 class LazyGroup(click.Group):
@@ -47,12 +44,10 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except NodeError as error:
-            status, message = error.exit_status, str(error)
-        except ProxylibError as error:
-            status, message = _PROXYLIB_ERROR_STATUS, str(error)
-        click.echo(click.style("proxylib: error: ", fg="red", bold=True) + message, err=True)
-        ctx.exit(status)
+        except (NodeError, ProxylibError) as error:
+            prefix = click.style("proxylib: error: ", fg="red", bold=True)
+            click.echo(f"{prefix}{error}", err=True)
+            ctx.exit(exit_status(error))
 
 
 @click.command(

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from proxylib.errors import ProxylibError
+
+_PROXYLIB_ERROR_STATUS = 2
+"""Documents and parser files that are wrong are the user's input."""
+
 
 class NodeError(Exception):
     """Says what is wrong, where, and what to do."""
@@ -27,3 +32,8 @@ class EnvoyDied(NodeError):
     """Envoy ended by itself while it should serve."""
 
     exit_status = 4
+
+
+def exit_status(error: NodeError | ProxylibError) -> int:
+    """The command's exit status for `error`."""
+    return error.exit_status if isinstance(error, NodeError) else _PROXYLIB_ERROR_STATUS

@@ -40,6 +40,11 @@ def choose_parser(text: str) -> ParserChoice:
     return ParserChoice(text)
 
 
+def is_for_tests(name: str) -> bool:
+    """True for a parser that tests of proxies use, and nobody's protocol."""
+    return name.startswith("test.")
+
+
 def _from_file(path: Path, wanted: str) -> ParserChoice:
     path = path.absolute()
     if not path.is_file():
@@ -67,8 +72,9 @@ def _unknown(text: str) -> str:
         return f"parser {text!r} is installed, but its module registers nothing by that name"
     close = difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    known = ", ".join(name for name in names if not is_for_tests(name))
     return (
-        f"unknown parser {text!r}: {hint}known are {', '.join(names)}; "
+        f"unknown parser {text!r}: {hint}known are {known}; "
         "a parser of your own is named by its file, ./NAME.py"
     )
 

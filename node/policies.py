@@ -17,7 +17,7 @@ from proxylib.errors import ProxylibError
 from xds.compilation import NETWORK_POLICY
 from xds.control import ControlServer
 from xds.labels import LabelSet
-from xds.policy import Policy, PortRule
+from xds.policy import Policy, PortRule, Rule
 from xds.source import Problem
 
 LOOPBACK = ("127.0.0.1", "::1")
@@ -101,10 +101,9 @@ class PolicyServer:
                 return f"the rules are not in force after {timeout:g} s"
         status = self.control.status()
         version = status.versions[NETWORK_POLICY]
-        about = "" if status.policies else ", without a policy: everything is allowed"
         self._report(
             "rules",
-            f"rules in force (version {version}){about}",
+            f"rules in force (version {version}){self._openness()}",
             "good",
             version=version,
             policies=status.policies,
@@ -135,25 +134,48 @@ class PolicyServer:
         if message:
             self._report("irrelevant-policy", message, "warning")
 
+    def _openness(self) -> str:
+        """What to say of rules that allow everything; "" if there is a rule about the proxy."""
+        policies = self.control.loaded.policies
+        if not policies:
+            return ", without a policy: everything is allowed"
+        subjects, who = self._subjects()
+        if rules_of(policies, subjects, ingress=not self._egress):
+            return ""
+        return f", none about {who}: everything is allowed"
+
     def _irrelevance(self) -> str:
         """Why the policies do not protect what this proxy is for; "" if they do."""
-        loaded = self.control.loaded
-        everybody = loaded.endpoints
-        if self._egress:
-            labels = [endpoint.labels for endpoint in everybody]
-            who = "any endpoint's egress"
-        else:
-            host = self._destination.host
-            labels = [e.labels for e in everybody if host in e.addresses]
-            who = f"the ingress of the upstream {host} (labels: {str(labels[0]) or 'none'})"
+        subjects, who = self._subjects()
         return irrelevance(
-            loaded.policies,
-            labels,
+            self.control.loaded.policies,
+            subjects,
             who,
             ingress=not self._egress,
             port=self._destination.port,
             parser=self._parser,
         )
+
+    def _subjects(self) -> tuple[list[LabelSet], str]:
+        """Those whose policies count here, and what to call them."""
+        everybody = self.control.loaded.endpoints
+        if self._egress:
+            return [endpoint.labels for endpoint in everybody], "any endpoint's egress"
+        host = self._destination.host
+        labels = [endpoint.labels for endpoint in everybody if host in endpoint.addresses]
+        return labels, f"the ingress of the upstream {host} (labels: {str(labels[0]) or 'none'})"
+
+
+def rules_of(
+    policies: Sequence[Policy], subjects: Sequence[LabelSet], *, ingress: bool
+) -> list[Rule]:
+    """The rules of a direction that `policies` have for any of `subjects`."""
+    return [
+        rule
+        for policy in policies
+        if any(policy.subject.matches(labels) for labels in subjects)
+        for rule in policy.rules(ingress=ingress)
+    ]
 
 
 def irrelevance(
@@ -169,12 +191,7 @@ def irrelevance(
 
     who: what to call the subjects in the message.
     """
-    rules = [
-        rule
-        for policy in policies
-        if any(policy.subject.matches(labels) for labels in subjects)
-        for rule in policy.rules(ingress=ingress)
-    ]
+    rules = rules_of(policies, subjects, ingress=ingress)
     if not rules:
         return f"no policy is about {who}: EVERYTHING IS ALLOWED"
     ports = [entry for rule in rules for entry in rule.ports or ()]

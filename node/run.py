@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import socket
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,8 +26,10 @@ from node import bootstrap
 from node.address import Address, check_listen
 from node.envoy import EnvoyProcess, check_release, describe, find_envoy, find_library
 from node.errors import EnvoyDied, SetupError
+from node.folder import private_folder
 from node.parsers import ParserChoice
 from node.policies import PolicyServer
+from node.stopping import MAX_WAIT
 from proxylib.accesslog import AccessLogServer
 from proxylib.proto.accesslog_pb2 import LogEntry
 
@@ -59,7 +61,7 @@ class Event:
 class ProxyConfig:
     """What to run.
 
-    listen: port 0 takes a free one. policies, endpoints: files. access_log: the
+    listen: port 0 takes a free one. policies: files, or folders of them. access_log: the
     socket of a consumer that somebody else runs; None: entries come to
     `on_entries`. egress: the policy is the clients' own, not the upstream's.
     watch: take up edits of the files.
@@ -114,9 +116,12 @@ class Proxy:
 
     def wait(self, timeout: float | None = None) -> None:
         """Return after `timeout` seconds; raise EnvoyDied as soon as Envoy has ended."""
-        if self.envoy.wait(timeout):
-            what = f"Envoy died ({describe(self.envoy.returncode)})"
-            raise EnvoyDied(self.envoy.obituary(what))
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        while not self.envoy.wait(min(MAX_WAIT, max(0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return
+        what = f"Envoy died ({describe(self.envoy.returncode)})"
+        raise EnvoyDied(self.envoy.obituary(what))
 
     def _start(self, stack: ExitStack) -> None:
         config = self.config
@@ -127,7 +132,7 @@ class Proxy:
         check_listen(listen)
         if config.admin is not None:
             check_listen(config.admin.resolve())
-        self.folder = stack.enter_context(_private_folder())
+        self.folder = stack.enter_context(private_folder())
         self.policy = stack.enter_context(
             PolicyServer(
                 self.folder / "xds.sock",
@@ -234,24 +239,6 @@ class _LogReader:
             elif stopping:
                 return
 
-
-class _private_folder:
-    """A temporary folder that only we can enter, short enough for sockets' paths."""
-
-    def __enter__(self) -> Path:
-        folder = tempfile.mkdtemp(prefix="proxylib-")
-        if len(folder) > _MAX_FOLDER:
-            os.rmdir(folder)
-            folder = tempfile.mkdtemp(prefix="proxylib-", dir="/tmp")
-        self._folder = Path(folder)
-        return self._folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-_MAX_FOLDER = 80
-"""Longest path of the folder, so that the sockets in it stay below 108 bytes."""
 
 Report = Callable[..., None]
 

@@ -10,6 +10,10 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+MAX_WAIT = 0.5
+"""Longest wait of the main thread at a time, seconds. A signal that comes just before
+a wait, or to another thread, does not wake it; Python sees that signal after it."""
+
 
 class Stopped(BaseException):
     """The user, or the system, wants the command to end."""

@@ -25,7 +25,7 @@ from xds.labels import LabelSet
 from xds.lint import lint
 from xds.policy import Policy
 from xds.server import DiscoveryServer
-from xds.source import Document, DocumentError, Problem, read_documents, read_file
+from xds.source import Document, DocumentError, Place, Problem, read_documents, read_file
 from xds.stream import StreamStatus
 
 A = TypeVar("A")
@@ -38,6 +38,11 @@ _SUFFIXES = (".yaml", ".yml")
 
 _WATCH_DEBOUNCE_MS = 200
 """Changes that come together (an editor's, a directory copy) are one reload."""
+
+_NO_DOCUMENT = (
+    "holds no document (it is empty, or has only comments); write one, or do not name the file"
+)
+_NO_FILE = f"no file in it ends in {' or '.join(_SUFFIXES)}; add one, or do not name the directory"
 
 _STOP_TIMEOUT = 2.0
 """Seconds that `stop` gives a callback to return."""
@@ -83,7 +88,8 @@ class ControlServer:
 
     socket_path: where to listen; socket_mode: the permissions there.
     policies: YAML files, and directories whose .yaml and .yml files count. With
-        none, every endpoint may do everything.
+        none, every endpoint may do everything; so a file without a document, or a
+        directory without a file, is an error and not "none".
     endpoints: the endpoints file; None means that none is known by labels.
     extra_endpoints: IP addresses that get a policy too, without labels, unless
         the endpoints file names them.
@@ -251,8 +257,11 @@ class ControlServer:
         return self._endpoint_ids.setdefault(endpoint.addresses, len(self._endpoint_ids) + 1)
 
     def _read_files(self) -> _Documents:
-        policies = [file for path in self._policy_paths for file in _yaml_files(path)]
+        problems: list[Problem] = []
+        policies = [f for path in self._policy_paths for f in _gather(problems, _yaml_files, path)]
         endpoints = [self._endpoints_path] if self._endpoints_path is not None else []
+        if problems:
+            raise DocumentError(problems)
         return _read(map(_file_source, policies), map(_file_source, endpoints))
 
     def _watch(self) -> None:
@@ -302,7 +311,11 @@ def _read(policies: Iterable[_Source], endpoints: Iterable[_Source]) -> _Documen
 
     def documents(source: _Source) -> list[Document]:
         name, text = source
-        return read_documents(name, text())
+        found = read_documents(name, text())
+        if not found:
+            # An editor may empty a file for a moment. That must not open everything.
+            raise DocumentError([Problem(Place(name), _NO_DOCUMENT)])
+        return found
 
     found = _Documents(
         [document for source in policies for document in _gather(problems, documents, source)],
@@ -318,13 +331,20 @@ def _file_source(path: Path) -> _Source:
 
 
 def _yaml_files(path: Path) -> list[Path]:
-    """`path`, or the YAML files in it if it is a directory, in the order of their names."""
+    """`path`, or the YAML files in it if it is a directory, in the order of their names.
+
+    Raises DocumentError if that directory cannot be read or has none.
+    """
     if not path.is_dir():
         return [path]
     try:
-        return sorted(file for file in path.iterdir() if _is_policy_name(file))
+        files = sorted(file for file in path.iterdir() if _is_policy_name(file))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        problem = Problem(Place(str(path)), f"cannot be read: {error.strerror}")
+        raise DocumentError([problem]) from error
+    if not files:
+        raise DocumentError([Problem(Place(str(path)), _NO_FILE)])
+    return files
 
 
 def _is_policy_name(path: Path) -> bool:

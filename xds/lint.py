@@ -50,22 +50,29 @@ def _l7(l7: L7) -> Iterator[Problem]:
     fields = find_parser(l7.proto).rule_class.fields
     for index, pairs in enumerate(l7.rules):
         for key, value in pairs:
-            if value and isinstance(fields.get(key), Regex) and not anchored(value):
-                message = (
-                    f"the regex {value!r} matches anywhere in the value; "
-                    "anchor it with ^ and $ if it is to match the whole"
-                )
+            if value and isinstance(fields.get(key), Regex) and (says := _OPEN[open_ends(value)]):
+                message = f"the regex {value!r} {says} if it is to match the whole"
                 yield Problem(l7.items.below(index, key).place, message)
 
 
-def anchored(pattern: str) -> bool:
-    """True if every alternative of the RE2 `pattern` says where it starts and ends.
+_OPEN = {
+    (False, False): "",
+    (True, False): "allows any text before its match; start it with ^",
+    (False, True): "allows any text after its match; end it with $",
+    (True, True): "matches anywhere in the value; anchor it with ^ and $",
+}
+"""What to say of a regex that is open at its (start, end)."""
+
+
+def open_ends(pattern: str) -> tuple[bool, bool]:
+    """Whether an alternative of the RE2 `pattern` does not say where it (starts, ends).
 
     ``.*`` at an end says so too: what it lets through was written out.
     """
-    return all(
-        part.startswith(("^", r"\A", ".*")) and part.endswith(("$", r"\z", ".*"))
-        for part in _alternatives(pattern)
+    parts = _alternatives(pattern)
+    return (
+        not all(part.startswith(("^", r"\A", ".*")) for part in parts),
+        not all(part.endswith(("$", r"\z", ".*")) for part in parts),
     )
 
 

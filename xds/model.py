@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from xds.shape import Fields, LabelKey, LabelValue, Optional, Shape
@@ -90,12 +90,26 @@ NAMED = ("kafka",)
 """Parsers whose rules may also stand under their own name, without an l7proto."""
 
 
+_ALLOW_ALL = "; to allow (and log) everything write {}: [{{}}]"
+
+
+def _not_empty(value: Any, info: ValidationInfo) -> Any:
+    if value is None or value == []:
+        # Everything is allowed where somebody wrote so, not where a file was cut.
+        raise ValueError(f"has no rules{_ALLOW_ALL.format(info.field_name)}")
+    return value
+
+
+Items = Annotated[list[dict[str, str | None]] | None, BeforeValidator(_not_empty)]
+"""L7 rules; at least one."""
+
+
 class L7Rules(Shape):
     """What may be said on the ports, in the words of one parser."""
 
     l7proto: Optional[Annotated[str, Field(min_length=1)]] = None
-    l7: Optional[list[dict[str, str | None]]] = None
-    kafka: Optional[list[dict[str, str | None]]] = None
+    l7: Items = None
+    kafka: Items = None
 
     @property
     def field(self) -> str:
@@ -106,6 +120,8 @@ class L7Rules(Shape):
     def _has_one_proto(self) -> Self:
         if self.l7 is not None and self.l7proto is None:
             raise PydanticCustomError("l7proto", "l7 needs an l7proto that says which parser")
+        if self.l7proto is not None and self.l7 is None:
+            raise PydanticCustomError("l7", f"l7proto has no l7 rules{_ALLOW_ALL.format('l7')}")
         for name in NAMED:
             if self.field != name and getattr(self, name) is not None:
                 raise PydanticCustomError("l7proto", f"{name} rules cannot stand beside others")

@@ -104,6 +104,8 @@ def _message(detail: ErrorDetails) -> str:
     kind, value = detail["type"], detail["input"]
     if value is None and kind not in ("null", "value_error", "missing"):
         return "is empty; if its content follows below, indent it further"
+    if kind == "string_type" and isinstance(value, (list, dict)):
+        return f"must be one value, not {_show(value)}{_one_value_hint(detail['loc'])}"
     template = _MESSAGES.get(kind, detail["msg"])
     # Not str.format on pydantic's own text: that has the author's values in it.
     if template == detail["msg"]:
@@ -125,6 +127,13 @@ _MESSAGES = {
     "too_long": "has more than {max_length} items",
 }
 """Our words for pydantic's error types; others keep pydantic's."""
+
+
+def _one_value_hint(path: Path) -> str:
+    """What to write where several values were given for the one at `path`."""
+    if "matchLabels" in path:
+        return "; use matchExpressions with operator In"
+    return "; write a rule for each" if "rules" in path else ""
 
 
 def _show(value: object) -> str:

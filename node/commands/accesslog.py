@@ -11,11 +11,8 @@ import click
 
 from node.console import Console
 from node.errors import UsageError
-from node.stopping import Stopped, stop_on_signals
+from node.stopping import MAX_WAIT, Stopped, stop_on_signals
 from proxylib.accesslog import AccessLogServer
-
-MAX_WAIT = 0.5
-"""Seconds of a wait; a signal that comes between two calls is seen after it."""
 
 
 def default_path() -> Path:

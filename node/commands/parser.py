@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from node.parsers import is_for_tests
 from proxylib.errors import RegistrationError
 from proxylib.registry import get_parser_factory, parser_names
 
@@ -18,13 +19,15 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
-def list_command(as_json: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="Also those for tests of proxies (test.*).")
+def list_command(as_json: bool, everything: bool) -> None:
     """List the parsers that can be named, and the rule keys that policies may use.
 
     A parser that is installed but does not load is listed with the reason, and
     the exit status is 1.
     """
-    parsers = [_describe(name) for name in parser_names()]
+    names = [name for name in parser_names() if everything or not is_for_tests(name)]
+    parsers = [_describe(name) for name in names]
     if as_json:
         click.echo(json.dumps(parsers, indent=2))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,7 +14,7 @@ import click
 
 from node.console import Console
 from node.parsers import choose_parser
-from node.stopping import Stopped, stop_on_signals
+from node.stopping import MAX_WAIT, Stopped, stop_on_signals
 
 if TYPE_CHECKING:
     from xds.source import Problem
@@ -115,7 +115,7 @@ def serve(
         try:
             console.event("policy", f"serving at {socket_path}", {}, "good")
             while True:
-                signal.pause()
+                time.sleep(MAX_WAIT)
         finally:
             control.stop()
 

@@ -11,8 +11,9 @@ import click
 from node.address import Address
 from node.console import Console
 from node.envoy import LOG_LEVELS
-from node.errors import UsageError
+from node.errors import NodeError, UsageError, exit_status
 from node.stopping import Stopped, stop_on_signals
+from proxylib.errors import ProxylibError
 
 if TYPE_CHECKING:
     from node.run import Event
@@ -29,6 +30,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> A
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 
 
 @click.command("run")
@@ -53,9 +55,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "policies",
     multiple=True,
     metavar="FILE",
-    type=_FILE,
-    help="CiliumNetworkPolicy documents; may be given several times. Without any, "
-    "everything is allowed (and logged).",
+    type=_FILE_OR_FOLDER,
+    help="CiliumNetworkPolicy documents, or a folder of such files; may be given several "
+    "times. Without any, everything is allowed (and logged).",
 )
 @click.option(
     "--endpoints",
@@ -142,6 +144,7 @@ def command(
     With --json every line on stdout is an object: decisions have "verdict", the
     rest has "event": listening, rules, ready, upstream, policy-warning,
     irrelevant-policy, bad-edit, rules-not-in-force, access-log, envoy-log, stopped.
+    The last one is "stopped", with the exit status; an error is told on stderr too.
     """
     from node.parsers import choose_parser
     from node.run import Proxy, ProxyConfig
@@ -151,21 +154,26 @@ def command(
     def show(event: Event) -> None:
         console.event(event.kind, event.message, event.data, event.role)
 
-    with suppress(Stopped), stop_on_signals():
-        config = ProxyConfig(
-            parser=choose_parser(parser),
-            listen=listen,
-            upstream=upstream,
-            policies=policies,
-            endpoints=endpoints,
-            access_log=access_log,
-            admin=admin,
-            concurrency=concurrency,
-            envoy=envoy,
-            envoy_log_level=envoy_log_level,
-            egress=egress,
-            watch=watch,
-        )
-        with Proxy(config, on_event=show, on_entries=console.entries) as proxy:
-            proxy.wait()
-    console.event("stopped", "stopped", {})
+    try:
+        with suppress(Stopped), stop_on_signals():
+            config = ProxyConfig(
+                parser=choose_parser(parser),
+                listen=listen,
+                upstream=upstream,
+                policies=policies,
+                endpoints=endpoints,
+                access_log=access_log,
+                admin=admin,
+                concurrency=concurrency,
+                envoy=envoy,
+                envoy_log_level=envoy_log_level,
+                egress=egress,
+                watch=watch,
+            )
+            with Proxy(config, on_event=show, on_entries=console.entries) as proxy:
+                proxy.wait()
+    except (NodeError, ProxylibError) as error:
+        if as_json:
+            console.event("stopped", str(error), {"exit_status": exit_status(error)})
+        raise
+    console.event("stopped", "stopped", {"exit_status": 0})

@@ -5,7 +5,7 @@ sends one `cilium.LogEntry` per packet.  Whoever wants the decisions listens::
 
     async with AccessLog(path) as log:
         async for entry in log:
-            print(entry_to_json(entry))
+            print(json.dumps(entry_to_json(entry)))
 
 `AccessLogServer` is the same without asyncio.
 """

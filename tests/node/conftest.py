@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +100,13 @@ def command() -> Iterator[Callable[..., Command]]:
     yield start
     for item in started:
         item.close()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a folder of sockets."""
+    with tempfile.TemporaryDirectory(prefix="node") as path:
+        yield Path(path)
 
 
 @pytest.fixture

@@ -81,6 +81,18 @@ def test_parser_list() -> None:
     assert "    file         regex" in text
 
 
+def test_parser_list_leaves_out_what_is_for_tests_only() -> None:
+    def names(*options: str) -> set[str]:
+        return {
+            item["name"] for item in json.loads(call("parser", "list", "--json", *options).stdout)
+        }
+
+    hidden = names("--all") - names()
+    assert "test.passer" in hidden
+    assert all(name.startswith("test.") for name in hidden)
+    assert not any(name.startswith("test.") for name in names())
+
+
 def test_a_parser_that_does_not_load_is_listed_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -141,6 +153,29 @@ def test_policy_validate_of_missing_and_binary_files(tmp_path: Path) -> None:
     result = call("policy", "validate", binary)
     assert result.exit_code == 1
     assert "b.yaml:1:1: not UTF-8 text" in result.output
+
+
+@pytest.mark.parametrize("text", ["", "# later\n", "---\n"])
+def test_a_policy_file_without_a_document_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    result = call("policy", "validate", path)
+    assert result.exit_code == 1
+    assert f"error: {path}: holds no document" in result.output
+    result = call("run", "r2d2", *LISTEN, "--policy", path)
+    assert result.exit_code == 2
+    assert f"proxylib: error: {path}: holds no document" in result.output
+
+
+def test_a_folder_without_policies_is_an_error(tmp_path: Path) -> None:
+    result = call("policy", "validate", tmp_path)
+    assert result.exit_code == 1
+    assert f"error: {tmp_path}: no file in it ends in .yaml" in result.output
+    result = call("run", "r2d2", *LISTEN, "--policy", tmp_path, "--json")
+    assert result.exit_code == 2
+    stopped = json.loads(result.stdout.splitlines()[-1])
+    assert (stopped["event"], stopped["exit_status"]) == ("stopped", 2)
+    assert "no file in it ends in .yaml" in stopped["message"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.policies import irrelevance
+from node.policies import irrelevance, rules_of
 from xds.documents import load_policies
 from xds.labels import Label, label_set
 from xds.source import read_documents
@@ -61,6 +61,14 @@ def test_one_policy(app: str, port: int, parser: str, ingress: bool, message: st
     labels = [label_set([Label("app", app)])]
     found = irrelevance(policies, labels, "WHO", ingress=ingress, port=port, parser=parser)
     assert found == message
+
+
+def test_rules_of_nobody_and_of_one_direction() -> None:
+    policies = load_policies(read_documents("p.yaml", POLICY))
+    droid, cat = (label_set([Label("app", name)]) for name in ("droid", "cat"))
+    assert rules_of(policies, [cat], ingress=True) == []
+    assert rules_of(policies, [cat, droid], ingress=True) == list(policies[0].ingress)
+    assert rules_of(policies, [droid], ingress=False) == list(policies[0].egress)
 
 
 def test_a_rule_without_ports_is_about_every_port() -> None:

@@ -21,6 +21,7 @@ from node.address import Address
 from node.errors import EnvoyDied
 from node.parsers import choose_parser
 from node.run import Event, Proxy, ProxyConfig
+from node.stopping import Stopped, stop_on_signals
 from proxylib.accesslog import AccessLogServer
 from proxylib.proto.accesslog_pb2 import EntryType, LogEntry
 from tests.node.conftest import Command
@@ -422,17 +423,69 @@ def test_the_log_can_go_to_another_reader(echo: Address, tmp_path: Path) -> None
             assert dialogue(client, b"HALT\r\n") == [b"HALT\r\n"]
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_ends_the_wait(echo: Address) -> None:
+    """It may come just before the wait, or to another thread, as here."""
+    with run(echo) as (proxy, _), stop_on_signals():
+        sender = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM])
+        sender.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            with pytest.raises(Stopped):
+                proxy.wait()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            sender.join()
+
+
+def test_a_policy_that_is_empty_for_a_moment_opens_nothing(
+    echo: Address, tmp_path: Path, endpoints: Path
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    write_policy(policy, echo.port, "{cmd: HALT}")
+    text = policy.read_text()
+    with (
+        run(echo, policies=(policy,), endpoints=endpoints) as (proxy, watcher),
+        connect(LUKE, proxy.address) as luke,
+    ):
+        for number, path in enumerate((policy, endpoints), 1):
+            content = path.read_text()
+            path.write_text("")
+            bad = watcher.event("bad-edit", number)
+            assert f"{path}: holds no document" in bad.message
+            assert dialogue(luke, b"READ x\r\n", b"HALT\r\n") == [b"ERROR\r\n", b"HALT\r\n"]
+            path.write_text(content)
+            watcher.event("rules", number + 1)
+        policy.write_text(text.replace("HALT", "RESET"))
+        watcher.event("rules", 4)
+        assert dialogue(luke, b"HALT\r\n", b"RESET\r\n") == [b"ERROR\r\n", b"RESET\r\n"]
+
+
+def test_rules_about_somebody_else_are_told_to_allow_everything(
+    echo: Address, tmp_path: Path, endpoints: Path
+) -> None:
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    write_policy(folder / "policy.yaml", echo.port, "{cmd: HALT}")
+    with run(echo, policies=(folder,)) as (_, watcher):
+        assert watcher.event("rules").message == (
+            "rules in force (version 1), none about the ingress of the upstream 127.0.0.1 "
+            "(labels: none): everything is allowed"
+        )
+    with run(echo, policies=(folder,), endpoints=endpoints) as (_, watcher):
+        assert watcher.event("rules").message == "rules in force (version 1)"
+
+
 def address_of(event: dict[str, Any]) -> Address:
     return Address.parse(event["listen"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_everything_it_started(
-    command: Callable[..., Command], echo: Address, number: int, tmp_path: Path
+    command: Callable[..., Command], echo: Address, number: int, short_path: Path
 ) -> None:
     running = command(
         *("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json"),
-        env={"TMPDIR": str(tmp_path)},
+        env={"TMPDIR": str(short_path)},
     )
     ready = running.event("ready")
     with connect(CLIENT, address_of(ready)) as client:
@@ -441,20 +494,30 @@ def test_the_command_ends_everything_it_started(
         assert running.end(number) == 0
     assert gone(ready["pid"])
     assert running.stderr() == ""
-    assert list(tmp_path.iterdir()) == []
+    assert list(short_path.iterdir()) == []
     running.event("stopped")
 
 
 def test_the_command_killed_takes_envoy_along(
-    command: Callable[..., Command], echo: Address, tmp_path: Path
+    command: Callable[..., Command], echo: Address, short_path: Path
 ) -> None:
     running = command(
         *("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json"),
-        env={"TMPDIR": str(tmp_path)},
+        env={"TMPDIR": str(short_path)},
     )
     ready = running.event("ready")
     running.end(signal.SIGKILL)
     assert gone(ready["pid"])
+    (left,) = short_path.iterdir()
+    # The next start tidies up behind it.
+    again = command(
+        *("run", "r2d2", "--listen", FREE, "--upstream", echo, "--json"),
+        env={"TMPDIR": str(short_path)},
+    )
+    again.event("ready")
+    assert not left.exists()
+    assert again.end() == 0
+    assert list(short_path.iterdir()) == []
 
 
 def test_the_command_says_that_envoy_died(command: Callable[..., Command], echo: Address) -> None:
@@ -462,6 +525,9 @@ def test_the_command_says_that_envoy_died(command: Callable[..., Command], echo:
     os.kill(running.event("ready")["pid"], signal.SIGKILL)
     assert running.process.wait(timeout=30) == 4
     assert "proxylib: error: Envoy died (killed by SIGKILL)" in running.stderr()
+    stopped = running.event("stopped")
+    assert stopped["exit_status"] == 4
+    assert stopped["message"].startswith("Envoy died (killed by SIGKILL)")
 
 
 def test_the_command_for_people(command: Callable[..., Command], echo: Address) -> None:

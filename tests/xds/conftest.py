@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import parsers.r2d2  # noqa: F401 - registers r2d2
-from proxylib import Exact, FramedParser, L7Rule, Prefix, Regex, lines
+from proxylib import Exact, FramedParser, L7Rule, Message, Prefix, Regex, lines
 from proxylib.errors import RegistrationError
 from proxylib.registry import get_parser_factory, parser
 
@@ -32,6 +32,9 @@ class KeyValue(FramedParser):
 
     framing = lines(b"\r\n")
     Rule = KeyValueRule
+
+    def request(self, frame: bytes) -> Message:
+        return Message(keyExact=frame)
 
 
 def example(name: str) -> str:

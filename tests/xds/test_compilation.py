@@ -108,7 +108,7 @@ def test_empty_rule_and_empty_selections_allow_nobody() -> None:
         assert not any(world.allows(client) for client in (A, B, SERVER, BARE, OUTSIDE)), rule
     for rule in (
         f"{{fromEndpoints: [], {PORT_80}}}",
-        f"{{fromEndpoints: [{{matchLabels: {{app: none}}}}], {r2d2('[]')}}}",
+        f"{{fromEndpoints: [{{matchLabels: {{app: none}}}}], {r2d2('[{}]')}}}",
     ):
         assert not World(spec(f"ingress: [{rule}]")).allows(A), rule
 
@@ -168,7 +168,7 @@ ingress:
     assert not world.allows(A, cmd="HALT", parser="test.xds"), "rules of another parser"
 
 
-@pytest.mark.parametrize("rules", ["[]", "[{}]", "[{cmd: }]"])
+@pytest.mark.parametrize("rules", ["[{}]", "[{cmd: }]"])
 def test_l7_rules_that_ask_nothing_allow_all(rules: str) -> None:
     world = World(
         spec(f"ingress: [{{{FROM_A}, {r2d2(rules)}}}, {{{FROM_A}, {r2d2('[{cmd: HALT}]')}}}]")
@@ -243,10 +243,8 @@ def test_documents_merge() -> None:
 
 
 def test_two_parsers_on_one_port_are_refused_naming_both_places() -> None:
-    other = (
-        "toPorts: [{ports: [{port: 79, endPort: 81, protocol: TCP}], rules: {l7proto: test.xds}}]"
-    )
-    text = spec(f"ingress: [{{{FROM_A}, {r2d2('[]')}}}]", name="one") + spec(
+    other = r2d2("[{}]", "port: 79, endPort: 81, protocol: TCP").replace("r2d2", "test.xds")
+    text = spec(f"ingress: [{{{FROM_A}, {r2d2('[{}]')}}}]", name="one") + spec(
         f"ingress:\n- fromEndpoints: []\n  {other}", "{}", name="two"
     )
     with pytest.raises(DocumentError) as caught:
@@ -260,11 +258,11 @@ def test_two_parsers_on_one_port_are_refused_naming_both_places() -> None:
 
 
 def test_two_parsers_on_different_ports_endpoints_or_directions() -> None:
-    other = r2d2("[]").replace("r2d2", "test.xds")
+    other = r2d2("[{}]").replace("r2d2", "test.xds")
     for text in (
-        spec(f"ingress: [{{{r2d2('[]')}}}, {{{other.replace('80', '81')}}}]"),
-        spec(f"ingress: [{{{r2d2('[]')}}}]\negress: [{{{other}}}]"),
-        spec(f"ingress: [{{{r2d2('[]')}}}]", "{matchLabels: {app: a}}", "x")
+        spec(f"ingress: [{{{r2d2('[{}]')}}}, {{{other.replace('80', '81')}}}]"),
+        spec(f"ingress: [{{{r2d2('[{}]')}}}]\negress: [{{{other}}}]"),
+        spec(f"ingress: [{{{r2d2('[{}]')}}}]", "{matchLabels: {app: a}}", "x")
         + spec(f"ingress: [{{{other}}}]", "{matchLabels: {app: b}}", "y"),
     ):
         assert resources(text)

@@ -227,6 +227,34 @@ def test_directory_of_policies(short_path: Path, files: tuple[Path, Path]) -> No
         assert [policy.name for policy in control.loaded.policies] == ["p", "q"]
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# rules\n", "---\n", "---\n# none\n---\n", "~\n"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_file_without_a_document_is_no_policy_of_everything(
+    library: Library, control: ControlServer, files: tuple[Path, Path], text: str, which: int
+) -> None:
+    files[which].write_text(text)
+    with pytest.raises(DocumentError) as caught:
+        control.reload()
+    assert str(caught.value).startswith(f"{files[which]}: holds no document (it is empty, or")
+    assert not library.allows(b"RESET")
+    assert control.status().revision == 1
+    with pytest.raises(DocumentError, match="holds no document"):
+        ControlServer(files[0].parent / "s", [files[0]], files[1]).start()
+
+
+def test_a_directory_without_a_policy_is_refused(short_path: Path) -> None:
+    directory = short_path / "policies"
+    directory.mkdir()
+    (directory / "README").write_text("none yet")
+    server = ControlServer(short_path / "s", [directory])
+    with pytest.raises(DocumentError, match=r"policies: no file in it ends in \.yaml or \.yml"):
+        server.start()
+    (directory / "a.yaml").write_text(POLICY)
+    (directory / "b.yaml").write_text("# to come\n")
+    with pytest.raises(DocumentError, match=r"b\.yaml: holds no document"):
+        server.start()
+
+
 def test_start_refuses_what_is_wrong(short_path: Path, files: tuple[Path, Path]) -> None:
     socket = short_path / "s"
     missing = ControlServer(socket, [short_path / "none.yaml"], files[1])
@@ -293,6 +321,7 @@ def test_watch_takes_up_edits_and_reports_bad_ones(
         assert seen.changes
         assert edited("spec: [", lambda: bool(seen.errors))
         assert "not valid YAML" in str(seen.errors[0])
+        assert edited("", lambda: "holds no document" in str(seen.errors[-1]))
         assert control.status().revision == 2
         before = time.monotonic()
     assert time.monotonic() - before < 2

@@ -148,6 +148,7 @@ def l7(body: str) -> str:
 
 PORT = "spec.ingress[0].toPorts[0].ports[0]"
 RULES = "spec.ingress[0].toPorts[0].rules"
+ALL = "{l7proto: r2d2, l7: [{}]}"
 
 
 @pytest.mark.parametrize(
@@ -210,14 +211,25 @@ RULES = "spec.ingress[0].toPorts[0].rules"
         (spec("ingress: [{toPorts: [{ports: [{port: 0, endPort: 8}]}]}]"), f"{PORT}: the range"),
         (spec("ingress: [{toPorts: [{ports: [{port: 1, protocol: tcp}]}]}]"), "must be 'TCP',"),
         (l7("{l7: [{cmd: HALT}]}"), f"{RULES}: l7 needs an l7proto"),
-        (l7("{l7proto: r2d2, l7: }"), f"{RULES}.l7: is empty"),
+        (l7("{l7proto: r2d2}"), f"{RULES}: l7proto has no l7 rules; to allow (and log) everything"),
+        (l7("{l7proto: r2d2}"), "everything write l7: [{}]"),
+        (l7("{l7proto: r2d2, l7: }"), f"{RULES}.l7: has no rules; to allow (and log) everything"),
+        (l7("{l7proto: r2d2, l7: []}"), f"{RULES}.l7: has no rules; to allow (and log) everything"),
+        (l7("{l7: }"), f"{RULES}.l7: has no rules"),
+        (
+            l7("{kafka: []}"),
+            f"{RULES}.kafka: has no rules; to allow (and log) everything write kafka",
+        ),
         (l7("{http: []}"), f"{RULES}.http: is not supported in this version"),
-        (l7("{kafka: [{}], l7proto: r2d2}"), f"{RULES}: kafka rules cannot stand beside others"),
-        (l7("{kafka: }"), f"{RULES}.kafka: is empty"),
+        (
+            l7("{kafka: [{}], l7proto: r2d2, l7: [{}]}"),
+            f"{RULES}: kafka rules cannot stand beside others",
+        ),
+        (l7("{kafka: }"), f"{RULES}.kafka: has no rules"),
         (l7("{kafka: [{role: read}]}"), f"{RULES}.kafka[0].role: 'read': must be one of produce"),
         (l7("{kafka: [{}, {topics: a}]}"), f"{RULES}.kafka[1].topics: 'a': unknown key"),
         (l7("{kafka: [{apiVersion: 1}]}"), f"{RULES}.kafka[0].apiVersion: must be text, not 1"),
-        (l7("{kafka: []}").replace("TCP", "ANY"), "for protocol TCP only, and port 80 has ANY"),
+        (l7("{kafka: [{}]}").replace("TCP", "ANY"), "for protocol TCP only, and port 80 has ANY"),
         (l7("{l7proto: nope}"), f"{RULES}.l7proto: no parser is called 'nope' (known: "),
         (l7('{l7proto: ""}'), f"{RULES}.l7proto: must not be empty"),
         (l7("{l7proto: r2d2, l7: [{cmd: READ}, {cmdd: READ}]}"), f"{RULES}.l7[1].cmdd: "),
@@ -225,9 +237,18 @@ RULES = "spec.ingress[0].toPorts[0].rules"
         (l7("{l7proto: r2d2, l7: [{cmd: HALT, file: a}]}"), f"{RULES}.l7[0].file: 'a': HALT has"),
         (l7("{l7proto: r2d2, l7: [{file: '('}]}"), f"{RULES}.l7[0].file: '(': not a valid RE2"),
         (l7("{l7proto: r2d2, l7: [{cmd: 5}]}"), f"{RULES}.l7[0].cmd: must be text, not 5"),
+        (
+            l7("{l7proto: memcache, l7: [{keyPrefix: [a, b]}]}"),
+            f"{RULES}.l7[0].keyPrefix: must be one value, not a list; write a rule for each",
+        ),
+        (l7("{l7proto: r2d2, l7: [{cmd: {a: b}}]}"), "cmd: must be one value, not a mapping"),
+        (
+            spec("ingress: [{fromEndpoints: [{matchLabels: {a: [b, c]}}]}]"),
+            "a: must be one value, not a list; use matchExpressions with operator In",
+        ),
         (l7("{l7proto: r2d2, l7: [x]}"), f"{RULES}.l7[0]: must be a mapping of fields"),
-        (l7("{l7proto: r2d2}").replace("80,", "0,"), "L7 rules need a port"),
-        (l7("{l7proto: r2d2}").replace("TCP", "ANY"), "for protocol TCP only, and port 80 has ANY"),
+        (l7(ALL).replace("80,", "0,"), "L7 rules need a port"),
+        (l7(ALL).replace("TCP", "ANY"), "for protocol TCP only, and port 80 has ANY"),
         (
             spec("ingressDeny: [{toPorts: [{ports: [{port: 1}], rules: {l7proto: r2d2}}]}]"),
             "rules: a deny rule cannot have L7 rules",
@@ -289,3 +310,13 @@ def test_what_kubectl_adds_is_accepted() -> None:
     added = "".join(f", {key}: {value!r}" for key, value in metadata.items())
     text = spec("ingress: [{}]").replace("name: p", f"name: p{added}") + "status: {nodes: {}}\n"
     assert len(load(text)) == 1
+
+
+def test_a_document_cut_behind_its_parser_does_not_load() -> None:
+    """Whatever line a file ends at, it allows no more than it did whole."""
+    text = example("secure-rebel-alliance-memcache")
+    cut = text[: text.index("l7proto: memcache") + len("l7proto: memcache")]
+    for end in ("", "\n", "\n          l7:\n", "\n          l7: []\n"):
+        (found,) = errors(cut + end)
+        assert "to allow (and log) everything write l7: [{}]" in found
+    assert load(cut + "\n          l7: [{}]\n")

@@ -7,7 +7,7 @@ import pytest
 from tests.xds.conftest import example
 from xds.documents import load_policies
 from xds.endpoints import load_endpoints
-from xds.lint import anchored, lint
+from xds.lint import lint, open_ends
 from xds.source import read_documents
 
 REBELS = """
@@ -43,34 +43,42 @@ def test_misspelt_key_and_unknown_label() -> None:
 
 def test_regexes_and_empty_denials() -> None:
     head = "kind: CiliumNetworkPolicy\nmetadata: {name: p}\nspec:\n  endpointSelector: {}\n"
-    l7 = "{l7proto: r2d2, l7: [{cmd: READ, file: ^a$}, {cmd: READ, file: b}, {cmd: HALT}]}"
+    l7 = "{l7proto: r2d2, l7: [{file: ^a$}, {file: b}, {cmd: HALT}, {file: ^c/}, {file: d$}]}"
     found = warnings(
         f"{head}  ingress:\n  - toPorts: [{{ports: [{{port: 1, protocol: TCP}}], rules: {l7}}}]\n"
         "  ingressDeny: [{}]\n"
     )
     assert [warning.split(": ")[1] for warning in found] == [
         "spec.ingress[0].toPorts[0].rules.l7[1].file",
+        "spec.ingress[0].toPorts[0].rules.l7[3].file",
+        "spec.ingress[0].toPorts[0].rules.l7[4].file",
         "spec.ingressDeny[0]",
     ]
-    assert "the regex 'b' matches anywhere" in found[0]
+    whole = " if it is to match the whole"
+    assert [warning.partition("file: ")[2] for warning in found[:3]] == [
+        f"the regex 'b' matches anywhere in the value; anchor it with ^ and ${whole}",
+        f"the regex '^c/' allows any text after its match; end it with ${whole}",
+        f"the regex 'd$' allows any text before its match; start it with ^{whole}",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "is_anchored"),
+    ("pattern", "start", "end"),
     [
-        ("^a$", True),
-        (r"\Aa\z", True),
-        (".*a.*", True),
-        ("^a|b$", False),
-        ("^a$|^b$", True),
-        ("^(a|b)$", True),
-        ("^[|]$", True),
-        (r"^a\|b$", True),
-        (r"^[\]|]$", True),
-        ("a", False),
-        ("^a", False),
-        ("a$", False),
+        ("^a$", False, False),
+        (r"\Aa\z", False, False),
+        (".*a.*", False, False),
+        ("^a|b$", True, True),
+        ("^a$|^b", False, True),
+        ("^a$|^b$", False, False),
+        ("^(a|b)$", False, False),
+        ("^[|]$", False, False),
+        (r"^a\|b$", False, False),
+        (r"^[\]|]$", False, False),
+        ("a", True, True),
+        ("^a", False, True),
+        ("a$", True, False),
     ],
 )
-def test_anchored(pattern: str, is_anchored: bool) -> None:
-    assert anchored(pattern) is is_anchored
+def test_open_ends(pattern: str, start: bool, end: bool) -> None:
+    assert open_ends(pattern) == (start, end)

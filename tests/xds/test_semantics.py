@@ -38,7 +38,9 @@ ports = st.sampled_from(
         {"port": 80, "protocol": "UDP"},
     ]
 )
-l7 = st.lists(st.sampled_from([{"cmd": "HALT"}, {"cmd": "RESET"}, {"file": "x"}]), max_size=2)
+l7 = st.lists(
+    st.sampled_from([{"cmd": "HALT"}, {"cmd": "RESET"}, {"file": "x"}, {}]), min_size=1, max_size=2
+)
 
 
 @st.composite
