@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from parsers.kafka import answers, roles, schema
 from parsers.kafka.rule import ALL, Grant
+from parsers.kafka.schema import APIS, UNDERSTOOD
 from parsers.kafka.state import Listing, State
 from parsers.kafka.topics import Short, length_at, reader, skip_tags
 from proxylib import ParserError
@@ -44,6 +45,7 @@ class Request(NamedTuple):
     version: int
     correlation: int
     client: bytes
+    api: str
     answered: bool
     """False for what the server does not answer: Produce without acks."""
 
@@ -100,26 +102,29 @@ def next_request(data: bytes, at: int, size: int) -> Request | OtherVersion | Wa
     if not HEADER.size - 4 <= length <= MAX_REQUEST:
         raise ParserError(f"a request of {length} bytes (limit {MAX_REQUEST})")
     end = at + 4 + length
-    if not schema.understood(key, version):
+    if (known := UNDERSTOOD.get((key, version))) is None:
         if key == roles.API_VERSIONS and version > 0:
             return OtherVersion(end, correlation)
-        name = schema.APIS[key].name if key in schema.APIS else f"API key {key}"
+        name = APIS[key].name if key in APIS else f"API key {key}"
         raise ParserError(f"{name} version {version} is not understood")
     visible = min(end, at + LOOK)
     if size < visible:
         return Wait(visible - size)
     limit = min(end, size)
+    api, flexible = known
     try:
-        client, body = _read_header(data, at + HEADER.size, limit, key, version)
-        answered = key != roles.PRODUCE or _acks(data, body, limit, version) != 0
+        client, body = _read_header(data, at + 12, limit, key, version, flexible)
+        answered = key != roles.PRODUCE or _acks(data, body, limit, version, flexible) != 0
     except Short as short:
         if short.end - at > MAX_HEADER:
             raise ParserError(f"a request header of more than {MAX_HEADER} bytes") from None
         return _wait(short, at, end, size)
-    return Request(at, end, body, key, version, correlation, client, answered)
+    return Request(at, end, body, key, version, correlation, client, api, answered)
 
 
-def _read_header(data: bytes, at: int, limit: int, key: int, version: int) -> tuple[bytes, int]:
+def _read_header(
+    data: bytes, at: int, limit: int, key: int, version: int, flexible: bool
+) -> tuple[bytes, int]:
     """The client id, and where the body begins."""
     if key == roles.CONTROLLED_SHUTDOWN and version == 0:
         return b"", at
@@ -128,17 +133,20 @@ def _read_header(data: bytes, at: int, limit: int, key: int, version: int) -> tu
     if end > limit:
         raise Short(end)
     client = data[at:end]
-    if schema.request(key, version).flexible:
-        end = skip_tags(data, end, limit)
-        if end > limit:
-            raise Short(end)
+    if not flexible:
+        return client, end
+    if end < limit and not data[end]:
+        return client, end + 1
+    end = skip_tags(data, end, limit)
+    if end > limit:
+        raise Short(end)
     return client, end
 
 
-def _acks(data: bytes, at: int, limit: int, version: int) -> int:
+def _acks(data: bytes, at: int, limit: int, version: int, flexible: bool) -> int:
     """How many brokers are to confirm a Produce request."""
     if version >= 3:
-        length, at = length_at(data, at, limit, schema.request(0, version).flexible, 2)
+        length, at = length_at(data, at, limit, flexible, 2)
         at += max(length, 0)
     if at + 2 > limit:
         raise Short(at + 2)
@@ -157,7 +165,7 @@ def judge(state: State, request: Request, data: bytes, size: int, *, final: bool
 
     final: topic ids that are not known now never will be.
     """
-    start, end, body, key, version, _, client, _ = request
+    start, end, body, key, version, _, client, _, _ = request
     grants = state.grants
     grant = grants[key, version, client]
     if key == roles.SASL_HANDSHAKE and version == 0:

@@ -127,7 +127,7 @@ class Replies:
 
     def _log(self, owed: Owed, data: bytes, at: int, limit: int) -> None:
         fields: dict[str, str | int] = {
-            "api_key": schema.APIS[owed.key].name,
+            "api_key": schema.UNDERSTOOD[owed.key, owed.version][0],
             "api_version": owed.version,
             "correlation_id": owed.correlation,
         }
@@ -157,17 +157,18 @@ class Replies:
 
 def _wanted(owed: Owed, length: int) -> int:
     """How many bytes of a reply of `length` must be seen."""
+    if owed.key not in _READ_WHOLE:
+        return LOOK
     whole = length + 4
     if owed.key == roles.METADATA and owed.listing is None:
         learns = owed.version >= _FIRST_IDS and whole <= MAX_LEARNT
         return max(whole, LOOK + 1) if learns else LOOK
-    if owed.key not in (roles.METADATA, roles.API_VERSIONS, OWN_QUERY):
-        return LOOK
     if whole > MAX_SEEN:
         raise ParserError(f"a reply of {whole} bytes that must be read (limit {MAX_SEEN})")
     return max(whole, LOOK + 1)
 
 
+_READ_WHOLE = frozenset((roles.METADATA, roles.API_VERSIONS, OWN_QUERY))
 _FIRST_IDS = 10
 """The first version of Metadata that has topic ids."""
 

@@ -141,7 +141,7 @@ class Requests:
 
     def _log(self, entry_type: EntryType, request: Request, topics: Sequence[bytes]) -> None:
         fields: dict[str, str | bytes | int | Sequence[bytes]] = {
-            "api_key": schema.APIS[request.key].name,
+            "api_key": request.api,
             "api_version": request.version,
             "correlation_id": request.correlation,
             "client_id": request.client,
@@ -207,7 +207,7 @@ class Requests:
 
     def _forward_allowed(self, refusal: Refusal, values: Values, error: int) -> int:
         """Ask for those topics that are allowed; the others are added to the reply."""
-        _, _, _, key, version, correlation, client, _ = refusal.request
+        _, _, _, key, version, correlation, client, _, _ = refusal.request
         may_see = self._state.grants[key, version, client].topic
         inner = schema.response(key, version)["Topics"].layout
         assert inner is not None, "topics are structs"

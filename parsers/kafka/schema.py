@@ -110,6 +110,10 @@ class Api:
     responses: tuple[Block, ...]
 
 
+def _in(version: int, versions: Versions | None) -> bool:
+    return versions is not None and versions[0] <= version <= versions[1]
+
+
 def _range(text: str) -> Versions:
     first, _, last = text.partition("-")
     return int(first), int(last or first)
@@ -168,10 +172,13 @@ APIS = _load()
 """Every API, by its key."""
 
 
-def understood(key: int, version: int) -> bool:
-    """Whether requests of this API key and version can be read."""
-    api = APIS.get(key)
-    return api is not None and api.versions[0] <= version <= api.versions[1]
+UNDERSTOOD: dict[tuple[int, int], tuple[str, bool]] = {
+    (api.key, version): (api.name, _in(version, block.flexible))
+    for api in APIS.values()
+    for block in api.requests
+    for version in range(block.versions[0], block.versions[1] + 1)
+}
+"""By API key and version: the name, and whether requests are flexible."""
 
 
 @cache
@@ -240,7 +247,3 @@ def _default(text: str, base: str, array: bool, nullable: bool) -> Any:
         case "{}":
             return {}
     return int(text or 0)
-
-
-def _in(version: int, versions: Versions | None) -> bool:
-    return versions is not None and versions[0] <= version <= versions[1]
