@@ -11,6 +11,10 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Callable
+from typing import Any
+
+from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest, OffsetCommitRequest
+from kafka.protocol.metadata import MetadataRequest
 
 from proxylib.testing import Outcome, check_chunking
 
@@ -82,8 +86,66 @@ def cassandra(data: bytes) -> None:
         sent = sent[9 + length :]
 
 
+def kafka(data: bytes) -> None:
+    """Consuming the topic "ok"; what is sent is read by kafka-python's own reader."""
+    outcome = _play("kafka", data, [{"role": "consume", "topic": "ok"}])
+    sent = outcome.to_server
+    while len(sent) >= 12:
+        length, key, version, correlation = struct.unpack_from(">ihhi", sent)
+        frame, sent = sent[: 4 + length], sent[4 + length :]
+        assert key in KAFKA_CONSUME, (key, version)
+        reader = KAFKA_READERS.get(key)
+        # Our own queries, and what is named by id, may be about anything.
+        if reader is None or correlation == -1 or (key == 1 and version > 12):
+            continue
+        try:
+            topics = reader.decode(frame, version=version, header=True, framed=True).topics
+        except Exception:
+            # A broker refuses it as well.
+            continue
+        if key == 3 and (topics is None or (version == 0 and not topics)):
+            continue
+        for topic in topics or ():
+            name = topic if isinstance(topic, str) else getattr(topic, "name", None) or topic.topic
+            assert name == "ok" or not name, frame
+
+
+KAFKA_CONSUME = {
+    1,
+    2,
+    3,
+    8,
+    9,
+    10,
+    11,
+    12,
+    13,
+    14,
+    17,
+    18,
+    22,
+    23,
+    28,
+    36,
+    68,
+    71,
+    72,
+    75,
+    76,
+    78,
+    79,
+}
+KAFKA_READERS: dict[int, Any] = {
+    1: FetchRequest,
+    2: ListOffsetsRequest,
+    3: MetadataRequest,
+    8: OffsetCommitRequest,
+}
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "cassandra": cassandra,
+    "kafka": kafka,
     "memcache": memcache,
     "r2d2": r2d2,
 }
