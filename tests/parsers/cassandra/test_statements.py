@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parsers.cassandra.actions import WITH_TABLE, WITHOUT_TABLE
-from parsers.cassandra.statements import FORMS, MAX_ACCESSES, MAX_SCAN, Unreadable, read
+from parsers.cassandra.statements import FORMS, MAX_ACCESSES, MAX_TOKENS, Unreadable, read
 
 
 def accesses(statement: str) -> list[str]:
@@ -30,6 +30,7 @@ STATEMENTS = [
     ("SELECT P1Y2M, -P2W, PT5M, P0001-01-01T00:00:00, 3µs, nan, -NaN FROM k.t", "select k.t"),
     ("SELECT fromage, k.from_(a) FROM k.t", "select k.t"),
     ("SELECT*FROM k.t", "select k.t"),
+    ('SELECT """", a FROM k."select"', "select k.select"),
     ('SELECT a FROM"K"."T"', "select K.T"),
     ('SELECT a FROM k /* x */ . -- y\n "T"', "select k.T"),
     ("SELECT a FROM " + "K" * 40 + ".T", "select " + "k" * 40 + ".t"),
@@ -50,6 +51,8 @@ STATEMENTS = [
     ("ALTER KEYSPACE k WITH durable_writes = true", "alter-keyspace k"),
     ("DROP KEYSPACE IF EXISTS k", "drop-keyspace k"),
     ("CREATE TABLE k.t (a int PRIMARY KEY)", "create-table k.t"),
+    ("CREATE/**/TABLE\nk.t (a int PRIMARY KEY)", "create-table k.t"),
+    ('CREATE TABLE"T"(a int PRIMARY KEY)', "create-table Cur.T"),
     ("CREATE COLUMNFAMILY IF NOT EXISTS t (a int PRIMARY KEY)", "create-table Cur.t"),
     ("ALTER TABLE IF EXISTS k.t ADD b int", "alter-table k.t"),
     ("DROP TABLE IF EXISTS k.t", "drop-table k.t"),
@@ -169,11 +172,17 @@ def test_batch() -> None:
         "BEGIN BATCH INSERT INTO k.t (a) VALUES (1) APPLY",
         "BEGIN BATCH UPDATE k.t SET a = -NANDELETE FROM k.secret APPLY BATCH",
         "BEGIN BATCH UPDATE k.t SET a = 1dDELETE FROM k.secret APPLY BATCH",
-        "SELECT " + "a," * MAX_SCAN + "a FROM k.t",
-        "BEGIN BATCH " + "UPDATE k.t SET a = 1 WHERE b = 2;" * (MAX_SCAN // 32) + "APPLY BATCH",
+        "SELECT " + "a," * MAX_TOKENS + "a FROM k.t",
+        "BEGIN BATCH " + "UPDATE k.t SET a = 1 WHERE b = 2;" * (MAX_TOKENS // 8) + "APPLY BATCH",
         "BEGIN BATCH "
         + "".join(f"UPDATE k.t{i} SET a = 1;" for i in range(MAX_ACCESSES + 1))
         + "APPLY BATCH",
+        'SELECT a FROM "K""T"',
+        'SELECT a FROM "K""T".t',
+        'SELECT a FROM k."a b""T"',
+        "SELECT 'a''b FROM k.t",
+        "SELECT a FROM select",
+        "BEGIN BATCH DELETE a INSERT INTO k.secret (b) VALUES (1) FROM k.t APPLY BATCH",
     ],
 )
 def test_unreadable(statement: str) -> None:
@@ -188,6 +197,33 @@ def test_not_utf8() -> None:
 
 def test_a_long_insert_is_read_at_its_front() -> None:
     assert accesses("INSERT INTO k.t (a) VALUES ('" + "x" * (8 << 20) + "')") == ["insert k.t"]
+
+
+HOSTILE = {
+    "columns": "SELECT " + "a," * (1 << 19),
+    "blanks": "INSERT" + " " * (1 << 20),
+    "comments": "CREATE " + "/**/" * (1 << 18),
+    "line comments": "CREATE " + "--\n" * (1 << 18),
+    "an open comment": "CREATE " + "/*" + "*" * (1 << 20),
+    "quotes": "SELECT " + "''" * (1 << 19) + "'",
+    "double quotes": "SELECT " + '""' * (1 << 19) + '"',
+    "dollars": "SELECT $$" + "$a" * (1 << 19),
+    "durations": "SELECT " + "1d" * (1 << 19) + "x",
+    "digits": "SELECT " + "1" * (1 << 20) + "x",
+    "periods": "SELECT P" + ("1" * (1 << 18) + "Y") * 4,
+    "minus": "SELECT " + "-" * (1 << 20),
+    "privileges": "GRANT " + "a " * (1 << 19),
+    "a long word": "SELECT " + "a" * (1 << 20) + "\0",
+    "deletes": "BEGIN BATCH " + "DELETE a " * (1 << 17) + "FROM k.t APPLY BATCH",
+    "statements": "BEGIN BATCH " + "DELETE FROM k.t " * (1 << 16),
+}
+
+
+@pytest.mark.parametrize("statement", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_statement_costs_no_more_than_its_length(statement: str) -> None:
+    """A megabyte each: read in any other way than straight on, it takes hours."""
+    with pytest.raises(Unreadable):
+        read(statement.encode(), b"k")
 
 
 def test_case_and_keyspace() -> None:
