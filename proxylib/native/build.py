@@ -28,7 +28,7 @@ SOURCES = (
     "envoy_buffer.c",
     "envoy.c",
 )
-HEADERS = ("native.h", "log.h", "envoy_abi.h", "envoy_buffer.h", "build.py")
+HEADERS = ("native.h", "proxylib.h", "log.h", "envoy_abi.h", "envoy_buffer.h", "build.py")
 MODULE = "proxylib.libproxylib"
 
 INIT = """

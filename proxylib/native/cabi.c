@@ -5,28 +5,10 @@
  * connections.
  */
 #include "native.h"
+#include "proxylib.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct {
-  const char *p;
-  ptrdiff_t n;
-} GoString;
-
-typedef struct {
-  void *data;
-  int64_t len, cap;
-} GoSlice;
-
-typedef struct {
-  uint64_t op;
-  int64_t n_bytes;
-} FilterOp;
-
-typedef struct {
-  GoString key, value;
-} GoKeyValue;
 
 /* One open connection. `pending` are ops that did not fit the host's list. */
 struct entry {
@@ -92,6 +74,13 @@ static PyObject *params_list(GoSlice params) {
   }
   return list;
 }
+
+/* The declared types are the promise; a definition that strays does not compile. */
+EXPORT open_module_fn OpenModule;
+EXPORT close_module_fn CloseModule;
+EXPORT on_new_connection_fn OnNewConnection;
+EXPORT on_data_fn OnData;
+EXPORT close_fn Close;
 
 EXPORT uint64_t OpenModule(GoSlice params, uint8_t debug) {
   if (!python_start()) return 0;
