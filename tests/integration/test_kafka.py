@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.integration.waiting import until
 from tests.parsers.kafka.messages import read_response, request
 from tests.servers.kafka import NEW, OLD, Broker
 from tests.servers.kafka import kafka as start_kafka
+from tests.servers.maven import jars
 
 pytestmark = [
     # Clients that are told "no" leave a future or a thread behind.
@@ -406,6 +408,44 @@ def test_group_protocol_of_kip_848(site: Site) -> None:
     found = confluent_consume(site.consume, TOPIC, messages, group_protocol="consumer")
     assert found == messages
     assert any(e.generic_l7.fields["api_key"] == "ConsumerGroupHeartbeat" for e in site.log)
+
+
+JAVA = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m"]
+PRODUCER = "org.apache.kafka.tools.ConsoleProducer"
+CONSUMER = "org.apache.kafka.tools.consumer.ConsoleConsumer"
+
+
+def java(program: str, server: str, topic: str, *more: str, messages: Sequence[bytes] = ()) -> str:
+    """Run a console client of Kafka itself; returns what it says."""
+    artifacts = [f"org.apache.kafka:kafka-tools:{NEW}", "org.slf4j:slf4j-simple:1.7.36"]
+    class_path = jars(f"kafka-tools-{NEW}", artifacts)
+    done = subprocess.run(
+        [*JAVA, "-cp", class_path, program, "--bootstrap-server", server, "--topic", topic, *more],
+        input=b"".join(message + b"\n" for message in messages),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return (done.stdout + done.stderr).decode()
+
+
+def test_the_java_client(site: Site) -> None:
+    """The newest there is: on 4.3 it names topics by id, to produce as well."""
+    seen = len(site.log)
+    messages = words(5)
+    java(PRODUCER, site.produce, TOPIC, messages=messages)
+    said = java(
+        CONSUMER, site.consume, TOPIC, "--from-beginning", "--timeout-ms", "4000"
+    ).splitlines()
+    assert [line for line in said if line.encode() in messages] == [m.decode() for m in messages]
+    denied = "TopicAuthorizationException: Not authorized to access topics"
+    assert f"{denied}: [{SECRET}]" in java(PRODUCER, site.produce, SECRET, messages=[b"x"])
+    assert f"{denied}: [{TOPIC}]" in java(PRODUCER, site.consume, TOPIC, messages=[b"x"])
+    assert f"{denied}: [{SECRET}]" in java(CONSUMER, site.consume, SECRET, "--timeout-ms", "4000")
+    fields = [dict(entry.generic_l7.fields) for entry in site.log[seen:]]
+    spoken = {(f.get("api_key"), int(f.get("api_version", -1))) for f in fields}
+    newest = {("Produce", 13), ("Fetch", 18)} if HOSTS[NEW] in site.direct else set()
+    assert newest <= spoken
 
 
 def test_admin_needs_a_rule(site: Site) -> None:
