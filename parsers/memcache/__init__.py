@@ -14,6 +14,10 @@ Good to know:
 - A request that is not understood needs a rule for everything (``- command:``).
 - A denied request with ``noreply`` vanishes, as does a denied ``quit``; a denied
   quiet request (flag q, quiet opcodes) is answered, as memcached answers errors.
+- The first denied request behind a quiet meta request reaches the server as ``mn``,
+  unless an ``mn`` of the client's own stands between: its error needs a certain place.
+- The server must know the meta commands (1.6): an older one takes the value of
+  ``ms`` for requests.
 - ``watch`` turns the connection into a stream of log lines, which pass unread.
 - A storage command whose length is not a plain number closes the connection.
 - memcached's ASCII authentication (``-Y``) is a ``set`` of any key, so a policy must

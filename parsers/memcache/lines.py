@@ -37,7 +37,7 @@ class Request(NamedTuple):
     actions: what the policy must allow, each on every key.
     value: length of what follows the line, its CRLF included.
     silent: the client wants no answer, whatever happens (noreply).
-    quiet: an answer comes only if there is something to tell (meta flag q).
+    quiet: an answer comes only if there is something to tell (as with the meta flag q).
     tokens: what a meta command's answer must repeat, to tell it from the answers
         to the quiet requests before it.
     error: the answer to a line that is not to be sent on.
@@ -96,7 +96,9 @@ def parse(line: bytes) -> Request:
         return _malformed(name, shape, args, TOO_LARGE, silent)
     if name == b"delete" and len(given) == 2 and given[1] != b"0":
         return _malformed(name, shape, args, BAD_FORMAT, silent)
-    return Request(name, (shape.action,), shape.reply, keys, value, silent)
+    # 1.6.18 tells the errors of refresh_certs in spite of noreply.
+    quiet = silent and name == b"refresh_certs"
+    return Request(name, (shape.action,), shape.reply, keys, value, silent, quiet)
 
 
 def _meta(name: bytes, shape: TextCommand, args: list[bytes]) -> Request:

@@ -3,7 +3,7 @@
 Where a reply ends is told by its own first word: VALUE and VA announce a block of
 data, listings end at END, everything else is one line.  Whose it is follows from
 the order of requests, except behind quiet ones, which may have been answered or
-not: there a reply must fit.
+not: there a reply must fit, and MN alone is certain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from parsers.memcache.commands import TEXT, Reply
 
-VALUE = re.compile(rb"VALUE [^\n ]++ [0-9]++ ([0-9]{1,10})(?: [0-9]++)?\r\n")
+VALUE = re.compile(rb"VALUE [^\n ]+ [0-9]+ ([0-9]{1,10})(?: [0-9]+)?\r\n")
 """The header of a value of get, with its length."""
 
 META_VALUE = re.compile(rb"VA ([0-9]{1,10})((?: [^\r\n]*)?)\r?\n")
@@ -55,14 +55,13 @@ _ERRORS = frozenset([b"ERROR", b"ERROR:", b"CLIENT_ERROR", b"SERVER_ERROR"])
 def fits(owed: Owed, line: bytes) -> bool:
     """Whether `line` (without its line end) can be the reply that is owed next.
 
-    If it could be that or the answer to a quiet request, it counts as the former:
-    the owed reply must come, and nothing may wait behind it for ever.
+    If it could be that or the answer to a quiet request, it counts as the former.
     """
     kind, command, tokens = owed
     word = line.split(b" ", 1)[0]
     if kind in (NOOP, BARRIER):
-        # A server without meta commands says ERROR to the no-op.
-        return word == b"MN" or line == b"ERROR"
+        # Behind quiet requests an error may be theirs.
+        return line == b"MN" or (tokens is None and word in _ERRORS)
     if word in _ERRORS:
         return kind >= 0
     if kind == META and tokens is not None:

@@ -5,11 +5,12 @@ to the client, that goes out at once; otherwise it waits in `pending`, the queue
 owed replies, until those before it have passed.
 
 Meta requests with the q flag may or may not be answered, so they are not in the
-queue.  Behind one of them a denied request has no certain place: it is sent on
-as ``mn``, the no-op, whose answer then becomes the error.  For the same reason a
-reply after quiet requests is checked against what was asked before it counts as
-the reply to the next one in the queue; one that does not fit answers a quiet
-request, and passes.
+queue.  From one of them up to the next ``mn``, the no-op, no reply can be told for
+certain to be the one that is owed next: a quiet request's error looks like any
+other's.  There a denied request is itself sent on as ``mn``, whose answer then
+becomes the error: MN answers nothing else, so when it comes, all that was asked
+before has been answered.  Which of the replies before it belong to which requests
+is a guess by their form, and matters to the log alone.
 
 A value is passed (or dropped) by its announced length, unseen and whatever its
 size.  The commonest messages (get with one key, set, a hit, a stored) have fast
@@ -32,6 +33,7 @@ from parsers.memcache.replies import (
     LISTING,
     META,
     META_VALUE,
+    NOOP,
     NOTHING,
     OWED,
     UNKNOWN,
@@ -67,9 +69,10 @@ _REQUEST = EntryType.Request
 _RESPONSE = EntryType.Response
 _REFUSED = EntryType.Denied
 
-_GETS = re.compile(rb"get ([^\x00-\x20\x7f]{1,250}+)\r\n(?:get [^\x00-\x20\x7f]{1,250}+\r\n)*+")
+# Nothing possessive or atomic: before 3.11.5 CPython may keep half of a repeated group.
+_GETS = re.compile(rb"get ([^\x00-\x20\x7f]{1,250})\r\n(?:get [^\x00-\x20\x7f]{1,250}\r\n)*")
 _SET = re.compile(
-    rb"set ([^\x00-\x20\x7f]{1,250}+) [0-9]{1,9} (?:-?[0-9]{1,9}|1[0-9]{9}) ([0-9]{1,9})"
+    rb"set ([^\x00-\x20\x7f]{1,250}) [0-9]{1,9} (?:-?[0-9]{1,9}|1[0-9]{9}) ([0-9]{1,9})"
     rb"( noreply)?\r\n"
 )
 _PLAIN_VALUE = re.compile(rb"VALUE [^\n ]+ [0-9]+ ([0-9]{1,10})\r\n").match
@@ -101,7 +104,7 @@ class TextProtocol:
         self._may_set: KeyTest = bool
         self._pending: deque[Owed] = deque()
         self._quiet = False
-        """Whether quiet requests were sent since the last one with a certain reply."""
+        """Whether quiet requests were sent since the last no-op."""
         self._hits = False
         """Whether the reply that is passing has had a value."""
         self._value_end = False
@@ -207,7 +210,7 @@ class TextProtocol:
             owed = OWED.get(request.command, UNKNOWN)
             if self._quiet:
                 owed = (owed[0], owed[1], request.tokens)
-                self._quiet = False
+                self._quiet = request.reply is not Reply.NOOP
             self._pending.append(owed)
 
     def _refuse(self, error: bytes, length: int, ops: list[int]) -> None:
@@ -305,6 +308,8 @@ class TextProtocol:
             raise ParserError(f"a reply whose length cannot be read: {line[:60]!r}")
         if owed[0] == LIST and line.startswith(LISTING):
             return self._pass(position, end, ops)
+        if line == b"MN":
+            owed = self._overtake()
         if not fits(owed, line):
             self._connection.log(_RESPONSE, {"command": b"", "status": status_of(line)}, _PROTO)
             return self._pass(position, end, ops)
@@ -317,6 +322,13 @@ class TextProtocol:
         elif owed[0] == WATCH:
             self._streaming = line == b"OK"
         return self._settle(owed, status_of(line), position, end, ops)
+
+    def _overtake(self) -> Owed:
+        """What MN answers; replies that were owed before it were taken for others."""
+        pending = self._pending
+        while pending and pending[0][2] is not None and pending[0][0] not in (NOOP, BARRIER):
+            pending.popleft()
+        return pending[0] if pending else NOTHING
 
     def _reply_value(
         self, owed: Owed, header: re.Match[bytes], position: int, size: int, ops: list[int]

@@ -35,20 +35,26 @@ class Relay:
         host = Host("memcache", self.rules, deny=self.deny)
         self.hosts.append(host)
 
+        writers = (to_server, to_client)
+        ended = {False: False, True: False}
+
+        def send(direction: bool, data: bytes) -> None:
+            # Behind the end of a stream, or to a peer that has gone, nothing can be said.
+            if data and not ended[direction] and not writers[direction].is_closing():
+                writers[direction].write(data)
+
         async def pump(reply: bool, source: asyncio.StreamReader) -> None:
-            writers = (to_server, to_client)
             try:
                 while True:
                     data = await source.read(1 << 16)
                     feed = host.server if reply else host.client
-                    out = {reply: feed(data, end=not data), not reply: host.take(not reply)}
-                    for direction, sent in out.items():
-                        if sent:
-                            writers[direction].write(sent)
+                    send(reply, feed(data, end=not data))
+                    send(not reply, host.take(not reply))
                     if not data or host.closed:
                         break
                     await writers[reply].drain()
                 if not host.closed and not reply:
+                    ended[reply] = True
                     to_server.write_eof()
                     return
             except (HostClosed, OSError):

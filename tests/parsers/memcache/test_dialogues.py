@@ -206,16 +206,71 @@ def test_quiet_requests_and_a_barrier(open_host: OpenHost) -> None:
 
 def test_quiet_requests_that_are_silent(open_host: OpenHost) -> None:
     host = open_host("memcache", FLEET)
-    host.client(b"mg fleet/a v q k\r\nmg fleet/b v k\r\nget secret\r\n")
-    assert host.server(b"VA 1 kfleet/b\r\n1\r\n") == b"VA 1 kfleet/b\r\n1\r\n" + DENIED
-    host.client(b"mg fleet/a v q O1\r\nmg fleet/b v O2\r\nget secret\r\n")
-    assert host.server(b"VA 1 O1\r\n1\r\n") == b"VA 1 O1\r\n1\r\n"
-    assert host.server(b"EN\r\n") == b"EN\r\n" + DENIED
-    host.client(b"md fleet/a q\r\nget fleet/b\r\nget secret\r\n")
-    assert host.server(b"NF\r\n") == b"NF\r\n"
-    assert host.server(b"END\r\n") == b"END\r\n" + DENIED
     host.client(b"ms fleet/a 1 q\r\nx\r\nmn\r\nget secret\r\n")
     assert host.server(b"CLIENT_ERROR bad data chunk\r\n") == b"CLIENT_ERROR bad data chunk\r\n"
+    assert host.server(b"MN\r\n") == b"MN\r\n" + DENIED
+
+
+NF, NS, EX, EN = b"NF\r\n", b"NS\r\n", b"EX\r\n", b"EN\r\n"
+NO_MEMORY = b"SERVER_ERROR out of memory\r\n"
+TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
+HIT = b"VA 2\r\nhi\r\n"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "replies", "logged"),
+    [
+        # What each reply is taken for is a guess, and right where its form tells.
+        (b"ms fleet/m 2 q MR\r\nab\r\nmg fleet/h v O0\r\n", [NS, b"VA 2 O0\r\nhh\r\n"], "- mg"),
+        (b"ms fleet/m 2 q MR\r\nab\r\nms fleet/h 2\r\nab\r\n", [NS, b"HD\r\n"], "ms -"),
+        (b"ms fleet/m 2 q MR\r\nab\r\nma fleet/n\r\n", [NS, NF], "ma -"),
+        (b"ma fleet/n q\r\nmd fleet/n\r\n", [NF, NF], "md -"),
+        (b"ma fleet/n q\r\nmd fleet/n\r\n", [NF], "md"),
+        (b"ms fleet/m 2 q C1\r\nab\r\nms fleet/m 2 C1 O7\r\nab\r\n", [EX, b"EX O7\r\n"], "ms -"),
+        (b"md fleet/a q\r\nget fleet/b\r\n", [NF, b"END\r\n"], "- get"),
+        (b"ms fleet/a 9 q\r\n123456789\r\nget fleet/b\r\n", [TOO_LARGE, b"END\r\n"], "get -"),
+        (
+            b"ms fleet/a 9 q\r\n123456789\r\nset fleet/b 0 0 1\r\nx\r\n",
+            [TOO_LARGE, b"STORED\r\n"],
+            "set -",
+        ),
+        (
+            b"mg fleet/a v q\r\nget fleet/b\r\nincr fleet/b 1\r\nmg fleet/b v\r\n",
+            [NO_MEMORY, b"VALUE fleet/b 0 4\r\nMN\r\n\r\nEND\r\n", b"5\r\n", EN],
+            "get - incr - mg",
+        ),
+        (b"ma fleet/a q\r\nma fleet/b v\r\n", [b"CLIENT_ERROR no number\r\n", HIT], "ma -"),
+        (b"mg fleet/a v q\r\nmg fleet/b v\r\n", [HIT, HIT], "mg -"),
+        (b"mg fleet/a v q\r\nmg fleet/b v\r\n", [HIT], "mg"),
+        (b"mg fleet/a v q k\r\nmg fleet/b v k\r\n", [b"VA 1 kfleet/b\r\n1\r\n"], "mg"),
+        (b"mg fleet/a v q O1\r\nmg fleet/b v O2\r\n", [b"VA 1 O1\r\n1\r\n", EN], "- mg"),
+        (b"ma fleet/a q\r\nstats\r\n", [NO_MEMORY, b"STAT a MN\r\nEND\r\n"], "stats - -"),
+        (b"refresh_certs noreply\r\nget fleet/a\r\n", [b"Error no TLS\r\n", b"END\r\n"], "- get"),
+        (b"refresh_certs noreply\r\n", [b"Error no TLS\r\n"], "-"),
+    ],
+)
+def test_a_denial_waits_for_all_that_was_asked_before(
+    open_host: OpenHost, allowed: bytes, replies: list[bytes], logged: str
+) -> None:
+    """Behind quiet requests, whatever their answers are and whatever they look like."""
+    host = open_host("memcache", [{}], deny=[{"command": "get", "keyExact": "secret"}])
+    assert host.client(allowed + b"get secret\r\n") == allowed + b"mn\r\n"
+    for reply in replies:
+        assert host.server(reply) == reply
+    assert host.take(reply=True) == b""
+    assert host.server(b"MN\r\n") == DENIED
+    # Now nothing else can be on its way.
+    assert host.client(b"get secret\r\n") == b""
+    assert host.take(reply=True) == DENIED
+    kinds = [fields["command"] or "-" for kind, fields in text_log(host) if kind == "Response"]
+    assert " ".join(kinds) == logged
+
+
+def test_the_clients_own_no_op_brings_certainty(open_host: OpenHost) -> None:
+    host = open_host("memcache", FLEET)
+    request = b"ms fleet/a 1 q\r\nx\r\nget fleet/a\r\nmn\r\n"
+    assert host.client(request + b"get secret\r\n") == request
+    assert host.server(NO_MEMORY + b"END\r\n") == NO_MEMORY + b"END\r\n"
     assert host.server(b"MN\r\n") == b"MN\r\n" + DENIED
 
 
@@ -334,3 +389,11 @@ def test_many_denials_wait_their_turn(open_host: OpenHost) -> None:
     host.client(b"get fleet/a\r\n" + b"get x\r\n" * 20_000)
     out = host.server(b"END\r\n") + host.take(reply=True)
     assert out == b"END\r\n" + DENIED * 20_000
+
+
+def test_a_run_of_gets_ends_before_the_half_of_one(open_host: OpenHost) -> None:
+    """A regular expression that keeps the half would let the key behind it through."""
+    host = open_host("memcache", [{"command": "get", "keyExact": "k"}])
+    assert host.client(b"get k\r\nget k\r\nget x\r\n") == b"get k\r\nget k\r\n"
+    assert host.client(b"get k\r\nget k\r\nget " + b"x" * 300) == b"get k\r\nget k\r\n"
+    assert host.client(b"\r\nget k\r\n") == b"get k\r\n"

@@ -18,6 +18,8 @@ FLEET = [
 ]
 MONITORING = [{"command": "get", "keyPrefix": "alliance/fleet/"}]
 DENIED = b"CLIENT_ERROR access denied\r\n"
+TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
+NOT_NUMERIC = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,58 @@ def test_answers_keep_their_order(server: tuple[str, int]) -> None:
             # none is a quiet miss
             + DENIED + b"HD s300000 kalliance/fleet/big\r\n" + DENIED + b"END\r\nDELETED\r\n"
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quiet", "answer"),
+    [
+        (b"ms fleet/none 2 q MR\r\nab\r\n", b"NS\r\n"),
+        (b"ms fleet/none 2 q MR O0\r\nab\r\n", b"NS O0\r\n"),
+        (b"ms fleet/a 2097152 q\r\n" + b"x" * 2097152 + b"\r\n", TOO_LARGE),
+        (b"ms fleet/a 2 q C1\r\nab\r\n", b"EX\r\n"),
+        (b"ms fleet/a 2 q\r\nab\r\n", b""),
+        (b"ma fleet/none q\r\n", b"NF\r\n"),
+        (b"ma fleet/a q\r\n", NOT_NUMERIC),
+        (b"md fleet/a q C1\r\n", b"EX\r\n"),
+        (b"md fleet/none q\r\n", b"NF\r\n"),
+        (b"mg fleet/a v q\r\n", b"VA 2\r\nhh\r\n"),
+        (b"mg fleet/none v q\r\n", b""),
+        (b"mg fleet/a q Tx\r\n", b"CLIENT_ERROR bad token in command line format\r\n"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("loud", "reply"),
+    [
+        (b"mg fleet/h v O0\r\n", b"VA 2 O0\r\nhh\r\n"),
+        (b"mg fleet/h v\r\n", b"VA 2\r\nhh\r\n"),
+        (b"mg fleet/none\r\n", b"EN\r\n"),
+        (b"get fleet/h\r\n", b"VALUE fleet/h 0 2\r\nhh\r\nEND\r\n"),
+        (b"ms fleet/none 2 MR\r\nab\r\n", b"NS\r\n"),
+        (b"md fleet/none\r\n", b"NF\r\n"),
+        (b"ma fleet/h\r\n", NOT_NUMERIC),
+        (b"set fleet/h 0 0 2\r\nhh\r\n", b"STORED\r\n"),
+        (b"", b""),
+    ],
+)
+def test_quiet_answers_overtake_nothing(
+    server: tuple[str, int], quiet: bytes, answer: bytes, loud: bytes, reply: bytes
+) -> None:
+    rules = [{"command": c, "keyPrefix": "fleet/"} for c in ("writeGroup", "get", "gat")]
+    rules += [{"command": "noop"}]
+    with relay(server, rules) as it, Client(it.address) as client:
+        stored = b"STORED\r\n" * 2
+        values = b"set fleet/a 0 0 2\r\nhh\r\nset fleet/h 0 0 2\r\nhh\r\n"
+        assert client.ask(values, stored) == stored
+        request = quiet + loud + b"get denied\r\n"
+        expected = answer + reply + DENIED
+        assert client.ask(request + b"mn\r\n", b"MN\r\n") == expected + b"MN\r\n"
+
+
+def test_refresh_certs_answers_in_spite_of_noreply(server: tuple[str, int]) -> None:
+    rules = [{"command": "refresh_certs"}]
+    with relay(server, rules) as it, Client(it.address) as client:
+        answer = client.ask(b"refresh_certs noreply\r\nget secret\r\n", DENIED)
+        assert answer == b"Error TLS not enabled\r\n" + DENIED
 
 
 def test_too_large_value_keeps_the_pairing(server: tuple[str, int]) -> None:
