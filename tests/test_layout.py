@@ -58,6 +58,7 @@ NO_SOURCE = {
     "tests/node/test_static_config.py": "envoy_configs/",
     "tests/test_layout.py": "tests/",
     "tests/test_imports.py": "the import rules",
+    "tests/parsers/test_regexes.py": "the regular expressions of all packages",
 }
 
 
