@@ -157,7 +157,8 @@ def _wait(short: Short, start: int, end: int, size: int) -> Wait:
     """As many bytes as are missing, or as are there: what is read again is read seldom."""
     if short.end > end:
         raise ParserError(f"a field runs past the end of its request of {end - start} bytes")
-    return Wait(max(short.end - size, min(end - size, size - start, MAX_SEEN)))
+    seen = size - start
+    return Wait(max(short.end - size, min(end - size, seen, MAX_SEEN - seen)))
 
 
 def judge(state: State, request: Request, data: bytes, size: int, *, final: bool) -> Verdict:

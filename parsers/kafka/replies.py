@@ -69,7 +69,7 @@ class Replies:
         at, size, need = 0, len(data), 1
         if self._last_byte and data:
             self._last_byte = False
-            pending.popleft()
+            state.pop()
             ops += (PASS, 1)
             at = 1
         while True:
@@ -100,7 +100,7 @@ class Replies:
                 # Ours stays in front meanwhile: what it lets go comes behind it.
                 released: list[int] = []
                 self._requests.release(released, final=False)
-                pending.popleft()
+                state.pop()
                 at = end
                 continue
             self._log(owed, data, at, visible)
@@ -109,7 +109,7 @@ class Replies:
                     _metadata(state, owed, data, at, end, ops)
                 else:
                     self._versions(owed, data, at, end, ops)
-                pending.popleft()
+                state.pop()
                 at = end
                 continue
             if owed.session is not None:
@@ -120,7 +120,7 @@ class Replies:
                 if end - 1 == size:
                     ops += (MORE, 1)
                 return
-            pending.popleft()
+            state.pop()
             ops += (PASS, end - at)
             at = end
         ops += (MORE, need)

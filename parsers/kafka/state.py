@@ -74,7 +74,7 @@ class State:
         self.sessions: dict[object, set[bytes]] = {}
         """Topics by fetch session: its id, or group and member of a share session."""
         self._answers = 0
-        """Bytes of our answers in `pending`."""
+        """Bytes in `pending` that are to be sent: our answers, and topics for Metadata."""
         self._matcher: Matcher | None = None
         self._grants: Grants = Grants()
 
@@ -91,7 +91,7 @@ class State:
         """A request has gone to the server, or its answer must wait for its turn."""
         if len(self.pending) >= MAX_PENDING:
             raise ParserError(f"more than {MAX_PENDING} requests wait for their replies")
-        self._answers += len(owed.answer)
+        self._answers += _kept(owed)
         if self._answers > limits.MAX_INJECT:
             raise ParserError(f"more than {limits.MAX_INJECT} bytes of answers wait for their turn")
         self.pending.append(owed)
@@ -100,9 +100,13 @@ class State:
         """Our answer, if the next reply that is owed is one; it then counts as given."""
         if not self.pending or not self.pending[0].answer:
             return b""
-        answer = self.pending.popleft().answer
-        self._answers -= len(answer)
-        return answer
+        return self.pop().answer
+
+    def pop(self) -> Owed:
+        """The next reply that is owed is given."""
+        owed = self.pending.popleft()
+        self._answers -= _kept(owed)
+        return owed
 
     def learn(self, topic_id: bytes, name: bytes) -> None:
         """The server says what a topic id stands for."""
@@ -126,3 +130,7 @@ class State:
                 known = None
                 del self.sessions[key]
         return known
+
+
+def _kept(owed: Owed) -> int:
+    return len(owed.answer) + (len(owed.listing.insert) if owed.listing is not None else 0)

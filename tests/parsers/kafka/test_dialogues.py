@@ -480,3 +480,34 @@ def test_a_request_that_ends_with_the_connection(open_host: OpenHost) -> None:
     host = open_host("kafka", CONSUME)
     assert host.client(fetch(4, b"msgs")[:-5], end=True) == b""
     assert text_log(host)[-1] == ("Denied", {"status": "the connection ends inside a request"})
+
+
+@pytest.mark.parametrize("api", ["Metadata", "Fetch"])
+def test_denials_that_pile_up_close(api: str) -> None:
+    """A client that reads nothing and asks for much: what is owed to it is bounded."""
+    host = Host("kafka", CONSUME)
+    host.client(request("Heartbeat", 4))
+    topics = [{"Name": b"secret-%d" % n, "Topic": b"secret-%d" % n} for n in range(10_000)]
+    asking = request(api, 9 if api == "Metadata" else 4, Topics=topics)
+    for _ in range(20):
+        host.client(asking)
+        if host.closed:
+            break
+    assert host.closed
+    assert "wait for their turn" in str(host.log[-1].fields["status"])
+
+
+def test_more_elements_than_anybody_needs_close() -> None:
+    host = Host("kafka", CONSUME)
+    host.client(produce(9, *[b"secret-%d" % n for n in range(15_000)]))
+    assert host.closed
+    assert "more than 20000 elements" in str(host.log[-1].fields["status"])
+
+
+def test_more_requests_than_anybody_sends_close() -> None:
+    host = Host("kafka", CONSUME)
+    heartbeats = request("Heartbeat", 4) * 1000
+    for _ in range(11):
+        host.client(heartbeats)
+    assert host.closed
+    assert "requests wait for their replies" in str(host.log[-1].fields["status"])
