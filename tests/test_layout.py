@@ -17,7 +17,6 @@ ELSEWHERE = {
     # source: (the test that covers it, why not its mirror)
     "proxylib/embed.py": ("tests/native/test_cabi.py", "runs only inside the library"),
     "proxylib/native/build.py": ("tests/native/test_cabi.py", "its product is what is tested"),
-    "proxylib/npds.py": ("tests/native/test_cabi.py", "a client: needs a server and a host"),
     "proxylib/errors.py": ("tests/proxylib/test_rules.py", "types without behaviour"),
     "proxylib/limits.py": ("tests/proxylib/test_connection.py", "numbers"),
     "proxylib/message.py": ("tests/proxylib/test_rules.py", "a dict"),
