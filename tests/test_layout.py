@@ -27,7 +27,6 @@ ELSEWHERE = {
         "tests/proxylib/accesslog/test_server.py",
         "the server's socket",
     ),
-    "parsers/r2d2.py": ("tests/native/test_dialogues.py", "tested at every level at once"),
     "node/console.py": ("tests/node/test_run.py", "what it prints is what is tested"),
     "node/stopping.py": ("tests/node/test_run.py", "signals, sent to the real program"),
     "node/errors.py": ("tests/node/test_cli.py", "types without behaviour"),
