@@ -15,13 +15,13 @@ from benchmarks.tools import need
 
 @click.command()
 @click.option(
-    "--rounds", default=3, show_default=True, help="Interleaved rounds to take the median of."
+    "--rounds", default=5, show_default=True, help="Interleaved rounds to take the median of."
 )
 @click.option("--scale", default=1.0, show_default=True, help="How much traffic a round has.")
 @click.option("--only", type=click.Choice(["proxying", "calls"]), help="One table only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def main(rounds: int, scale: float, only: str | None, as_json: bool) -> None:
-    """Measure the data path against Envoy's tcp_proxy, and the C ABI. About 3 minutes."""
+    """Measure the data path against Envoy's tcp_proxy, and the C ABI. About 2 minutes."""
     for program in ("gcc", "memcached"):
         need(program)
     with tempfile.TemporaryDirectory(prefix="bench") as name:

@@ -78,8 +78,11 @@ static struct bytes from_hex(const char *hex) {
   if (length % 2) die("host: odd hex: %s", hex);
   out.n = length / 2;
   out.p = allocate(out.n);
-  for (size_t i = 0; i < out.n; i++)
-    if (sscanf(hex + 2 * i, "%2hhx", &out.p[i]) != 1) die("host: bad hex: %s", hex);
+  for (size_t i = 0; i < out.n; i++) {
+    char digits[3] = {hex[2 * i], hex[2 * i + 1], 0}, *end;
+    out.p[i] = (unsigned char)strtoul(digits, &end, 16);
+    if (*end) die("host: bad hex: %s", hex);
+  }
   return out;
 }
 
