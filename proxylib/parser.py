@@ -71,7 +71,7 @@ class BatchParser(Parser):
         """
 
     def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
-        """The first op of `on_batch`: for callers that want one at a time."""
+        """Never called: the engine calls `on_batch`, whose ops cannot be had one by one."""
         raise NotImplementedError("a batch parser is driven by its connection")
 
 
