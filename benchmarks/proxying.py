@@ -78,7 +78,7 @@ def loads(scale: float) -> list[Load]:
     real = [
         Load("memcached", depth, 32, int(scale * n / 2), fresh, miss) for depth, n in counts.items()
     ]
-    return [*found, *real, Load("1 MiB", 1, 4, int(scale * 1000), value, big)]
+    return [*found, *real, Load("1 MiB", 1, 4, int(scale * 3000), value, big)]
 
 
 def measure(folder: Path, rounds: int, scale: float) -> list[Row]:

@@ -21,7 +21,10 @@ struct filter {
   struct connection connection;
   struct direction directions[2]; /* original (read), reply (write) */
   envoy_scheduler scheduler;
-  bool open, dead, slow;
+  bool open, dead;
+  bool full;       /* more waits for the client than Envoy's high watermark */
+  bool answers;    /* the parser has answered in the server's place */
+  bool unreadable; /* so we have stopped reading from the client */
 };
 
 /* Reads checked ops: how much of the input they use up, and whether all of it
@@ -140,6 +143,16 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   return o;
 }
 
+/* A client that does not read its replies is not read either: what a parser answers
+ * in the server's place would gather in Envoy without bound. Replies of the server
+ * are held back by tcp_proxy, so that without such answers nothing is to be done. */
+static void hold_back_client(struct filter *f) {
+  bool wanted = f->full && f->answers;
+  if (f->dead || f->unreadable == wanted) return;
+  f->unreadable = wanted;
+  envoy_dynamic_module_callback_network_filter_read_disable(f->envoy, wanted);
+}
+
 static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   struct direction *d = &f->directions[reply];
   if (f->dead || !f->open) {
@@ -182,7 +195,9 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
     if (reply) {
       envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, false);
     } else {
+      f->answers = true;
       envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, false);
+      hold_back_client(f);
     }
   }
   free(o.across.data);
@@ -329,22 +344,18 @@ HOOK(void, network_filter_destroy)(void *filter) {
   free(f);
 }
 
-/* A client that does not read its replies is not read either: what a parser answers
- * in the server's place would gather in Envoy without bound. */
-static void client_is_slow(struct filter *f, bool slow) {
-  if (f->dead || f->slow == slow) return;
-  f->slow = slow;
-  envoy_dynamic_module_callback_network_filter_read_disable(f->envoy, slow);
-}
-
 HOOK(void, network_filter_above_write_buffer_high_watermark)(envoy_filter envoy, void *filter) {
+  struct filter *f = filter;
   (void)envoy;
-  client_is_slow(filter, true);
+  f->full = true;
+  hold_back_client(f);
 }
 
 HOOK(void, network_filter_below_write_buffer_low_watermark)(envoy_filter envoy, void *filter) {
+  struct filter *f = filter;
   (void)envoy;
-  client_is_slow(filter, false);
+  f->full = f->answers = false;
+  hold_back_client(f);
 }
 
 /* Envoy asks for these; there is nothing for us in them. */
