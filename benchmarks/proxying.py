@@ -78,7 +78,9 @@ def loads(scale: float) -> list[Load]:
     real = [
         Load("memcached", depth, 32, int(scale * n / 2), fresh, miss) for depth, n in counts.items()
     ]
-    return [*found, *real, Load("1 MiB", 1, 4, int(scale * 3000), value, big)]
+    # In several short turns: large values feel the machine's mood most.
+    large = [Load("1 MiB", 1, 4, int(scale * 600), value, big)] * 5
+    return [*found, *real, *large]
 
 
 def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
