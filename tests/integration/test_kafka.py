@@ -39,6 +39,7 @@ from tests.servers.kafka import kafka as start_kafka
 from tests.servers.maven import jars
 
 pytestmark = [
+    pytest.mark.timeout(600),  # the first run downloads the jars
     # Clients that are told "no" leave a future or a thread behind.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
