@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from xds.source import Problem
 
 _FILE = click.Path(path_type=Path)
+_PARSERS = click.option(
+    "--parser",
+    "parsers",
+    multiple=True,
+    metavar="FILE.py",
+    help="A parser of your own that the policies name; may be given several times.",
+)
 
 
 @click.group("policy")
@@ -30,13 +37,7 @@ def command() -> None:
 @command.command("validate")
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="FILE...")
 @click.option("--endpoints", type=_FILE, metavar="FILE", help="Who there is; checked as well.")
-@click.option(
-    "--parser",
-    "parsers",
-    multiple=True,
-    metavar="FILE.py",
-    help="A parser of your own that the policies name; may be given several times.",
-)
+@_PARSERS
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 def validate(
     files: tuple[Path, ...], endpoints: Path | None, parsers: tuple[str, ...], as_json: bool
@@ -73,13 +74,7 @@ def validate(
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="FILE...")
 @click.option("--socket", "socket_path", required=True, type=_FILE, metavar="PATH")
 @click.option("--endpoints", type=_FILE, metavar="FILE", help="Which address has which labels.")
-@click.option(
-    "--parser",
-    "parsers",
-    multiple=True,
-    metavar="FILE.py",
-    help="A parser of your own that the policies name; may be given several times.",
-)
+@_PARSERS
 def serve(
     files: tuple[Path, ...], socket_path: Path, endpoints: Path | None, parsers: tuple[str, ...]
 ) -> None:

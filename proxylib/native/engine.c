@@ -6,8 +6,12 @@
  */
 #include "native.h"
 
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Length of the flat op list of a raw parser that was stopped: connection.py's MAX_OPS. */
+enum { FULL_LIST = 2 * 16 };
 
 static PyObject *get(PyObject *object, const char *name) {
   return PyObject_GetAttrString(object, name);
@@ -128,15 +132,22 @@ static enum filter_result panic(struct connection *c) {
   return RESULT_PARSER_ERROR;
 }
 
+void connection_log_status(struct connection *c, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  PyObject *text = PyUnicode_FromFormatV(format, arguments);
+  va_end(arguments);
+  PyObject *result = text ? PyObject_CallMethod(c->object, "log_status", "O", text) : NULL;
+  if (!result) python_print_error("logging why a connection is closed");
+  Py_XDECREF(result);
+  Py_XDECREF(text);
+}
+
 /* Logs an answer that cannot be carried out. */
 static enum filter_result misbehaved(struct connection *c, const char *what, int64_t op,
                                      int64_t n) {
-  PyObject *text = PyUnicode_FromFormat("Parser error: %s (op %lld, length %lld)", what,
-                                        (long long)op, (long long)n);
-  PyObject *result = text ? PyObject_CallMethod(c->object, "log_status", "O", text) : NULL;
-  if (!result) python_print_error("a parser misbehaved");
-  Py_XDECREF(result);
-  Py_XDECREF(text);
+  connection_log_status(c, "Parser error: %s (op %lld, length %lld)", what, (long long)op,
+                        (long long)n);
   return RESULT_PARSER_ERROR;
 }
 
@@ -267,6 +278,6 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
       return op_append(out, OP_MORE, more) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
     }
     /* A raw parser's op list was full: go on where it stopped. */
-    if (c->batch || n_ops < 32) return RESULT_OK;
+    if (c->batch || n_ops < FULL_LIST) return RESULT_OK;
   }
 }

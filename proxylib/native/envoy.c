@@ -131,10 +131,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
     o.ok = o.ok && output_add_ops(in, &ops, &placed);
   }
   if (o.ok && o.rewrite && !input_hold(d, in, end_stream ? in->total : used)) {
-    PyObject *logged = PyObject_CallMethod(
-        c->object, "log_status", "s", "Parser error: more than limits.MAX_HELD bytes withheld");
-    if (!logged) python_print_error("log_status");
-    Py_XDECREF(logged);
+    connection_log_status(c, "Parser error: more than limits.MAX_HELD bytes withheld");
     o.ok = false;
   }
   if (across && !connection_spill_injected(c, !reply, across)) o.ok = false;

@@ -95,6 +95,9 @@ bool connection_init(struct connection *c, PyObject *object);
 /* Tells Python that the connection is gone, and forgets it. */
 void connection_close(struct connection *c);
 
+/* Logs why the connection is closed; `format` as PyUnicode_FromFormat has it. */
+void connection_log_status(struct connection *c, const char *format, ...);
+
 /* Bytes waiting to be injected in a direction. */
 size_t connection_injected(const struct connection *c, bool reply);
 

@@ -75,14 +75,12 @@ class Judged:
         return Client((SERVER, self.proxy.address.port), timeout=10, connect_timeout=10)
 
 
-@pytest.fixture(scope="module")
-def judged(server: Address, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
-    folder = tmp_path_factory.mktemp("judged")
+def under_policy(folder: Path, server: Address) -> ProxyConfig:
+    """A proxy in front of `server` under POLICY, its documents in `folder`."""
     policy, endpoints = folder / "policy.yaml", folder / "endpoints.yaml"
     policy.write_text(POLICY.format(port=server.port))
     endpoints.write_text(f"endpoints: [{{address: {SERVER}, labels: {{app: memcached}}}}]\n")
-    log: list[LogEntry] = []
-    config = ProxyConfig(
+    return ProxyConfig(
         choose_parser("memcache"),
         Address(SERVER, 0),
         server,
@@ -90,6 +88,12 @@ def judged(server: Address, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         endpoints=endpoints,
         watch=False,
     )
+
+
+@pytest.fixture(scope="module")
+def judged(server: Address, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
+    config = under_policy(tmp_path_factory.mktemp("judged"), server)
+    log: list[LogEntry] = []
     with Proxy(config, on_entries=log.extend) as proxy:
         yield Judged(proxy, log)
 
@@ -280,18 +284,7 @@ def test_the_log_of_an_exchange(judged: Judged) -> None:
 
 
 def test_the_policy_stays_when_the_control_server_is_gone(server: Address, tmp_path: Path) -> None:
-    policy, endpoints = tmp_path / "policy.yaml", tmp_path / "endpoints.yaml"
-    policy.write_text(POLICY.format(port=server.port))
-    endpoints.write_text(f"endpoints: [{{address: {SERVER}, labels: {{app: memcached}}}}]\n")
-    config = ProxyConfig(
-        choose_parser("memcache"),
-        Address(SERVER, 0),
-        server,
-        policies=(policy,),
-        endpoints=endpoints,
-        watch=False,
-    )
-    with Proxy(config) as proxy:
+    with Proxy(under_policy(tmp_path, server)) as proxy:
         proxy.policy.control.stop()
         for _ in range(3):
             with socket.create_connection((SERVER, proxy.address.port), timeout=10) as connection:
