@@ -4,16 +4,24 @@
 PYTHON := .venv/bin/python
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup demo test lint proto lock fuzz soak bench clean
+.PHONY: help setup demo demo-cassandra demo-kafka test lint proto lock fuzz soak bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1	\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1	\2/p' Makefile | expand -t 22
 
 setup:  ## make .venv and build the shared library
 	@sh scripts/setup.sh
 
 demo: setup  ## the main job: a stock Envoy judges real memcached and r2d2 traffic
 	$(PYTHON) -m demos
+
+demo-cassandra:  ## the same with a real Cassandra, and its policy by action and table
+	@sh scripts/setup.sh servers
+	$(PYTHON) -m demos.cassandra
+
+demo-kafka:  ## the same with a real Kafka, and its policy by role and topic
+	@sh scripts/setup.sh servers
+	$(PYTHON) -m demos.kafka
 
 test:  ## all tests
 	@sh scripts/setup.sh test

@@ -108,7 +108,7 @@ class Stage:
         return 0
 
 
-PLACES = ((1, 11211), (5, 4040))
+PLACES = ((1, 11211), (5, 4040), (8, 9042), (10, 9092))
 """Host and port of the servers; the ports stand in the policies."""
 
 

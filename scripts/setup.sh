@@ -6,13 +6,14 @@
 # compares them. As root, missing Debian packages are installed with apt-get; an
 # ordinary user is told which command to have run.
 #
-# setup.sh test: the same, and what only tests need (a JDK for real servers, and
-# Maven for their jars); an ordinary user's tests do without and say so.
+# setup.sh servers: the same, and Java and Maven, for real servers and their jars.
+# setup.sh test: the same, and what only tests need; an ordinary user's tests do without
+# what is missing, and say so.
 set -eu
 cd "$(dirname "$0")/.."
 
 VENV=.venv
-TESTS=${1:-}
+PURPOSE=${1:-}
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
@@ -57,14 +58,22 @@ missing_packages() {
         echo libc6-dev
     fi
     command -v memcached >/dev/null 2>&1 || echo memcached
-    [ -z "$TESTS" ] || [ "$(id -u)" -ne 0 ] || missing_test_packages
+    case $PURPOSE in
+        servers) missing_server_packages ;;
+        test) [ "$(id -u)" -ne 0 ] || missing_test_packages ;;
+    esac
+}
+
+# Prints the Debian packages that real Java servers need, and that are missing.
+missing_server_packages() {
+    command -v java >/dev/null 2>&1 || echo openjdk-17-jre-headless
+    command -v mvn >/dev/null 2>&1 || echo maven
 }
 
 # Prints the Debian packages that only tests need, and that are missing.
 missing_test_packages() {
     command -v memccapable >/dev/null 2>&1 || echo libmemcached-tools
-    command -v java >/dev/null 2>&1 || echo openjdk-17-jre-headless
-    command -v mvn >/dev/null 2>&1 || echo maven
+    missing_server_packages
 }
 
 install_packages() {
@@ -126,7 +135,7 @@ native_sources() { find proxylib/native -type f ! -name '*.so' ! -name '*.o' ! -
 
 python=$(choose_python)
 install_packages "$python"
-if [ -n "$TESTS" ]; then
+if [ "$PURPOSE" = test ]; then
     left=$(missing_test_packages | tr '\n' ' ')
     [ -z "$left" ] || say "some tests will be skipped or fail without: apt-get install $left"
 fi

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from demos.stage import ENDPOINTS, NETWORK, Stage, find_network
+from demos.servers import cassandra, kafka, maven
+from demos.stage import ENDPOINTS, HERE, NETWORK, Stage, find_network
 from node.address import Address
 from node.errors import SetupError
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "tests/xds/examples"
 
 
 def tell(*module: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +40,29 @@ def test_a_story(module: str, rows: int) -> None:
     assert "WRONG" not in done.stdout
     assert "nothing in the log" not in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.timeout(600)  # the first run downloads the jars
+@pytest.mark.parametrize(
+    ("module", "rows", "artifacts"),
+    [("demos.cassandra", 23, cassandra.ARTIFACTS), ("demos.kafka", 14, kafka.artifacts(kafka.NEW))],
+)
+def test_a_story_with_a_large_server(
+    module: str, rows: int, artifacts: tuple[str, list[str]]
+) -> None:
+    maven.jars(*artifacts)
+    test_a_story(module, rows)
+
+
+@pytest.mark.parametrize(
+    ("mine", "source"),
+    [("secure-empire-cassandra", "secure-empire-cassandra"), ("kafka-topics", "kafka-rule2")],
+)
+def test_the_policy_is_that_of_the_source_documents(mine: str, source: str) -> None:
+    def first(path: Path) -> object:
+        return next(iter(YAML(typ="safe").load_all(path.read_text())))
+
+    assert first(HERE / f"{mine}.yaml") == first(EXAMPLES / f"{source}.yaml")
 
 
 def test_all_of_them() -> None:

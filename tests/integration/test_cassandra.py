@@ -27,6 +27,7 @@ from cassandra.policies import RoundRobinPolicy
 from cassandra.protocol import SyntaxException
 from cassandra.query import BatchStatement, SimpleStatement
 
+from demos.servers.cassandra import cassandra
 from node.address import Address
 from node.parsers import choose_parser
 from node.run import Proxy, ProxyConfig
@@ -34,7 +35,6 @@ from parsers.cassandra.statements import Unreadable, read
 from proxylib.proto.accesslog_pb2 import Denied, LogEntry
 from tests.integration.waiting import until
 from tests.parsers.cassandra import wire
-from tests.servers.cassandra import cassandra
 
 pytestmark = pytest.mark.timeout(600)  # the first run downloads the jars
 

@@ -27,6 +27,9 @@ import kafka
 import kafka.errors
 import pytest
 
+from demos.servers.kafka import NEW, OLD, Broker
+from demos.servers.kafka import kafka as start_kafka
+from demos.servers.maven import jars
 from node.parsers import choose_parser
 from node.run import Proxy, ProxyConfig
 from parsers.kafka import schema
@@ -34,9 +37,6 @@ from proxylib.proto.accesslog_pb2 import Denied as DENIED
 from proxylib.proto.accesslog_pb2 import LogEntry
 from tests.integration.waiting import until
 from tests.parsers.kafka.messages import read_response, request
-from tests.servers.kafka import NEW, OLD, Broker
-from tests.servers.kafka import kafka as start_kafka
-from tests.servers.maven import jars
 
 pytestmark = [
     pytest.mark.timeout(600),  # the first run downloads the jars

@@ -2,8 +2,8 @@
 
 ``with kafka("4.3.1", "127.0.7.2", proxies=2) as broker:``.  Clients ask a broker where it
 is and go there, so a broker behind a proxy must name the proxy: it has a listener for
-each, whose advertised address is one where a test may put a proxy.  It keeps nothing:
-its folder is temporary.
+each, whose advertised address is one where a proxy may be put.  It keeps nothing: its
+folder is temporary.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from demos.servers.maven import jars
 from node.address import Address
-from tests.servers.maven import jars
+from node.errors import SetupError
 
 OLD, NEW = "3.9.2", "4.3.1"
 START_TIMEOUT = 60.0
@@ -54,6 +55,16 @@ broker.session.timeout.ms=1500
 broker.heartbeat.interval.ms=400
 """
 
+USER, PASSWORD = "luke", "red-5"
+_LOGIN = "org.apache.kafka.common.security"
+_SASL = f"""
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+listener.name.{{name}}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+listener.name.{{name}}.plain.sasl.jaas.config={_LOGIN}.plain.PlainLoginModule required \\
+  user_{USER}="{PASSWORD}";
+listener.name.{{name}}.scram-sha-256.sasl.jaas.config={_LOGIN}.scram.ScramLoginModule required;
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Behind:
@@ -72,24 +83,37 @@ class Broker:
     class_path: str
 
 
+def artifacts(version: str) -> tuple[str, list[str]]:
+    """What `maven.jars` must get."""
+    server = f"org.apache.kafka:kafka_2.13:{version}"
+    return f"kafka-{version}", [server, "org.slf4j:slf4j-simple:1.7.36"]
+
+
 @contextlib.contextmanager
-def kafka(version: str, host: str, *, proxies: int = 1) -> Iterator[Broker]:
-    """A Kafka of `version` at `host`, to be reached directly and through proxies."""
-    class_path = jars(
-        f"kafka-{version}",
-        [f"org.apache.kafka:kafka_2.13:{version}", "org.slf4j:slf4j-simple:1.7.36"],
-    )
+def kafka(
+    version: str, host: str, *, proxies: int = 1, port: int = 0, passwords: bool = False
+) -> Iterator[Broker]:
+    """A Kafka of `version` at `host`, to be reached directly and through proxies.
+
+    port: of the listener behind the first proxy (0: a free one). passwords: behind a
+    proxy, clients must log in (USER, PASSWORD), by SASL's PLAIN or SCRAM-SHA-256.
+    Raises SetupError.
+    """
+    class_path = jars(*artifacts(version))
     ports = iter(_free_ports(host, 2 + 2 * proxies))
     controller, direct = next(ports), Address(host, next(ports))
-    behind = tuple(
-        Behind(Address(host, next(ports)), Address(host, next(ports))) for _ in range(proxies)
-    )
+    upstreams = [Address(host, next(ports)) for _ in range(proxies)]
+    if port:
+        upstreams[0] = Address(host, port)
+    behind = tuple(Behind(upstream, Address(host, next(ports))) for upstream in upstreams)
     names = ["DIRECT", *(f"PROXY{index}" for index in range(proxies))]
     listen = [direct, *(item.upstream for item in behind)]
     named = [direct, *(item.proxy for item in behind)]
     with tempfile.TemporaryDirectory(prefix="kafka-") as name:
         folder = Path(name)
         properties = folder / "server.properties"
+        protocol = "SASL_PLAINTEXT" if passwords else "PLAINTEXT"
+        kinds = dict.fromkeys(names, protocol) | {"DIRECT": "PLAINTEXT"}
         properties.write_text(
             _CONFIG.format(
                 host=host,
@@ -97,12 +121,15 @@ def kafka(version: str, host: str, *, proxies: int = 1) -> Iterator[Broker]:
                 folder=folder,
                 listeners=",".join(f"{n}://{a}" for n, a in zip(names, listen, strict=True)),
                 advertised=",".join(f"{n}://{a}" for n, a in zip(names, named, strict=True)),
-                protocols=",".join(f"{n}:PLAINTEXT" for n in names),
+                protocols=",".join(f"{name}:{kind}" for name, kind in kinds.items()),
             )
+            + "".join(_SASL.format(name=name.lower()) for name in names[1:] if passwords)
         )
         java = ["java", *_JVM, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", class_path]
         with (folder / "output").open("w+") as output:
             storage = [*java, "-Xmx96m", "kafka.tools.StorageTool", "format", "-t", _CLUSTER]
+            if passwords:
+                storage += ["-S", f"SCRAM-SHA-256=[name={USER},password={PASSWORD}]"]
             subprocess.run(
                 [*storage, "-c", str(properties)], check=True, stdout=output, stderr=output
             )
@@ -130,7 +157,7 @@ def _wait(process: subprocess.Popen[bytes], address: Address, output: str) -> No
             return
         if process.poll() is not None or time.monotonic() > deadline:
             text = Path(output).read_text(errors="replace")[-3000:]
-            raise AssertionError(f"Kafka does not start:\n{text}")
+            raise SetupError(f"Kafka does not start:\n{text}")
         time.sleep(0.1)
 
 

@@ -14,9 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.servers.maven import jars
+from demos.servers.maven import jars
+from node.errors import SetupError
 
 VERSION = "5.0.9"
+ARTIFACTS = (f"cassandra-{VERSION}", [f"org.apache.cassandra:cassandra-all:{VERSION}"])
+"""What `maven.jars` must get."""
+
 START_TIMEOUT = 90.0
 STOP_TIMEOUT = 30.0
 
@@ -77,8 +81,8 @@ _LOGBACK = """<configuration>
 @contextlib.contextmanager
 def cassandra(host: str, *, port: int = 0, passwords: bool = False) -> Iterator[int]:
     """A Cassandra at `host`; yields its port (0: a free one). passwords: clients must log in
-    (cassandra/cassandra is there)."""
-    class_path = jars(f"cassandra-{VERSION}", [f"org.apache.cassandra:cassandra-all:{VERSION}"])
+    (cassandra/cassandra is there). Raises SetupError."""
+    class_path = jars(*ARTIFACTS)
     with tempfile.TemporaryDirectory(prefix="cassandra-") as name:
         folder = Path(name)
         free, storage = _free_ports(host)
@@ -125,7 +129,7 @@ def _wait(process: subprocess.Popen[bytes], host: str, port: int, output: str) -
             return
         if process.poll() is not None or time.monotonic() > deadline:
             text = Path(output).read_text(errors="replace")[-3000:]
-            raise AssertionError(f"Cassandra does not start:\n{text}")
+            raise SetupError(f"Cassandra does not start:\n{text}")
         time.sleep(0.1)
 
 
