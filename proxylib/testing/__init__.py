@@ -4,6 +4,7 @@
 """
 
 from proxylib.testing.chunking import Outcome, byte_by_byte, check_chunking, play
+from proxylib.testing.dialogue import check_dialogue
 from proxylib.testing.host import Host, HostClosed, LogRecord, policy_map
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Outcome",
     "byte_by_byte",
     "check_chunking",
+    "check_dialogue",
     "play",
     "policy_map",
 ]
