@@ -32,6 +32,7 @@ setup(
     cmdclass={"build_ext": build.BuildLibrary},
     packages=find_packages(include=["proxylib*", "parsers*", "xds*", "node*"]),
     package_data={
+        "node": ["kit/templates/**/*.in", "kit/templates/**/.github/**/*.in"],
         "parsers": ["kafka/*.txt"],
         "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"],
     },
@@ -58,6 +59,7 @@ setup(
             "grpcio-tools>=1.62",
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "jsonschema>=4.20",
             "kafka-python>=3.0",
             "lz4>=4.3",
             "mypy>=1.10",
@@ -76,6 +78,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["proxylib = node.cli:main"],
+        "pytest11": ["proxylib = node.kit.plugin"],
         "proxylib.parsers": [
             "cassandra = parsers.cassandra",
             "kafka = parsers.kafka",

@@ -50,12 +50,17 @@ class LazyGroup(click.Group):
             ctx.exit(exit_status(error))
 
 
+def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) -> LazyGroup:
+    """A group of commands within the command line, named in a table as LazyGroup's."""
+    return LazyGroup(name, table=table, help=help_text)
+
+
 @click.command(
     cls=LazyGroup,
     table={
         "run": ("node.commands.run", "Put a parser between clients and a server, now."),
         "accesslog": ("node.commands.accesslog", "Read the decisions that proxies log."),
-        "parser": ("node.commands.parser", "The parsers that are installed."),
+        "parser": ("node.commands.parser", "List, describe, begin and test parsers."),
         "policy": ("node.commands.policy", "Check policy documents, or serve them."),
         "lib-path": ("node.commands.lib_path", "Print where the shared library is."),
     },

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from proxylib.errors import RegistrationError
@@ -27,13 +28,18 @@ _factories: dict[str, ParserFactory] = {}
 P = TypeVar("P", bound=type[Parser])
 
 
+def is_parser_name(name: str) -> bool:
+    """Whether a parser may have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def register_parser_factory(name: str, factory: ParserFactory) -> None:
     """Make `factory` the one for l7proto `name`.
 
     Raises RegistrationError for a duplicate name, or one that is not made of letters,
     digits, dots, dashes and underscores.
     """
-    if not _NAME.fullmatch(name):
+    if not is_parser_name(name):
         raise RegistrationError(f"{name!r} cannot be a parser's name: use letters, digits, . - _")
     known = _factories.get(name)
     if known is not None:
@@ -84,8 +90,12 @@ def parser_names() -> list[str]:
 def load_parser_file(path: Path) -> list[str]:
     """Import a ``.py`` file and return the names that it registered.
 
+    A file that is imported already, under whatever name, is not run again.
     Raises RegistrationError if it cannot be imported or registers nothing.
     """
+    imported = _imported_from(path)
+    if imported is not None and (names := _registered_by(imported)):
+        return names
     before = dict(_factories)
     # Not by its bare stem: a file named json.py must not become everybody's json.
     module_name = f"proxylib_parser_file.{path.stem}"
@@ -105,6 +115,20 @@ def load_parser_file(path: Path) -> list[str]:
     if not names:
         raise RegistrationError(f"{path}: registers no parser (use @parser(NAME))")
     return names
+
+
+def _imported_from(path: Path) -> ModuleType | None:
+    wanted = str(path.absolute())
+    modules = list(sys.modules.values())
+    return next((m for m in modules if getattr(m, "__file__", None) == wanted), None)
+
+
+def _registered_by(module: ModuleType) -> list[str]:
+    def made_by(factory: ParserFactory) -> str:
+        made = factory.parser_class if isinstance(factory, ClassFactory) else type(factory)
+        return made.__module__
+
+    return sorted(name for name, f in _factories.items() if made_by(f) == module.__name__)
 
 
 def _load(what: str, load: Callable[[], object]) -> None:

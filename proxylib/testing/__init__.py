@@ -3,6 +3,7 @@
 `proxylib.testing.strategies` is apart because it needs the package hypothesis.
 """
 
+from proxylib.testing.checks import check_parser
 from proxylib.testing.chunking import Outcome, byte_by_byte, check_chunking, play
 from proxylib.testing.dialogue import check_dialogue
 from proxylib.testing.host import Host, HostClosed, LogRecord, policy_map
@@ -15,6 +16,7 @@ __all__ = [
     "byte_by_byte",
     "check_chunking",
     "check_dialogue",
+    "check_parser",
     "play",
     "policy_map",
 ]

@@ -68,6 +68,7 @@ def check_dialogue(
     what is sent is cut (`proxylib.testing.check_chunking`).
     Raises AssertionError with a diff, ValueError for a script that cannot be read.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line
     expected = list(_lines(script))
     steps = [_step(line) for line in expected if not line.startswith(" ")]
     happened = list(transcript(Host(parser, rules, deny=deny), steps))

@@ -50,6 +50,9 @@ def test_help_names_every_command_and_imports_none() -> None:
         ["accesslog"],
         ["parser"],
         ["parser", "list"],
+        ["parser", "describe"],
+        ["parser", "new"],
+        ["parser", "test"],
         ["policy"],
         ["policy", "validate"],
         ["policy", "serve"],
@@ -96,7 +99,7 @@ def test_parser_list_leaves_out_what_is_for_tests_only() -> None:
 def test_a_parser_that_does_not_load_is_listed_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("node.commands.parser.parser_names", lambda: ["r2d2", "gone"])
+    monkeypatch.setattr("node.commands.parser_list.parser_names", lambda: ["r2d2", "gone"])
     result = call("parser", "list")
     assert result.exit_code == 1
     assert "gone  does not load: its entry point registers nothing named 'gone'" in result.output
