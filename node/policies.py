@@ -199,7 +199,7 @@ def irrelevance(
         return ""
     covering = [entry for entry in ports if _covers(entry, port)]
     if not covering:
-        named = sorted({p.port for entry in ports for p in entry.ports})
+        named = sorted({p.port for entry in ports for p in entry.ports}, key=str)
         return (
             f"no policy is about port {port} of {who}, only about {', '.join(map(str, named))}: "
             "nothing is allowed"
@@ -212,4 +212,8 @@ def irrelevance(
 
 
 def _covers(entry: PortRule, port: int) -> bool:
-    return any(p.port == 0 or p.port <= port <= (p.end_port or p.port) for p in entry.ports)
+    return any(
+        # What a name stands for is known only where the port is open.
+        isinstance(p.port, str) or p.port == 0 or p.port <= port <= (p.end_port or p.port)
+        for p in entry.ports
+    )

@@ -19,8 +19,8 @@ from itertools import islice
 from proxylib.proto import npds_pb2 as npds
 from xds.endpoints import Endpoint
 from xds.identity import Identities, reserved_labels
-from xds.labels import LabelSet
-from xds.policy import L7, L7Pairs, Policy, Port, Rule
+from xds.labels import LabelSet, Selector
+from xds.policy import L7, L7Pairs, Policy, Rule
 from xds.selection import Selection
 from xds.source import MAX_PROBLEMS, DocumentError, Problem
 
@@ -56,7 +56,9 @@ def compile_resources(
     """
     users = identities.number_all(endpoint.labels for endpoint in endpoints)
     select = Selection(reserved_labels() | users)
-    problems: list[Problem] = []
+    problems = list(islice(_not_enforced(policies), MAX_PROBLEMS))
+    if problems:
+        raise DocumentError(problems)
     compiled = {}
     subjects: dict[int, list[Policy]] = {number: [] for number in users}
     for policy in policies:
@@ -104,10 +106,10 @@ def _direction(
         remotes = _remotes(rule, select)
         if remotes is None:
             continue
-        for port, l7 in _ports(rule):
+        for port, end_port, protocol_name, l7 in _ports(rule):
             key = (rule.deny, remotes, l7.proto if l7 is not None else "")
-            for protocol in _WIRE_PROTOCOLS[port.protocol]:
-                entry = entries[port.port, port.end_port, protocol]
+            for protocol in _WIRE_PROTOCOLS[protocol_name]:
+                entry = entries[port, end_port, protocol]
                 entry[key] = _merge_l7(entry.get(key, []), l7)
     return [_entry(key, rules) for key, rules in sorted(entries.items(), key=lambda e: e[0])]
 
@@ -118,16 +120,52 @@ def _remotes(rule: Rule, select: Selection) -> tuple[int, ...] | None:
         return None
     if rule.peers is None:
         return ()
-    selected = frozenset[int]().union(*map(select, rule.peers))
+    selectors = (peer for peer in rule.peers if isinstance(peer, Selector))
+    selected = frozenset[int]().union(*map(select, selectors))
     return tuple(sorted(selected)) or None
 
 
-def _ports(rule: Rule) -> Iterator[tuple[Port, L7 | None]]:
+def _ports(rule: Rule) -> Iterator[tuple[int, int, str, L7 | None]]:
+    """(first port, last port or 0, protocol, L7 rules) of what `rule` is about."""
     if rule.ports is None:
-        yield Port(0), None
+        yield 0, 0, "ANY", None
     for port_rule in rule.ports or ():
         for port in port_rule.ports:
-            yield port, port_rule.l7
+            if isinstance(port.port, int):
+                yield port.port, port.end_port, port.protocol, port_rule.l7
+
+
+def _not_enforced(policies: Iterable[Policy]) -> Iterator[Problem]:
+    """What documents can say and this compiler cannot put in force."""
+    for policy in policies:
+        if policy.audit:
+            yield Problem(policy.origin.place, _NOT_ENFORCED.format("audit"))
+        for ingress in (True, False):
+            rules = policy.rules(ingress=ingress)
+            if policy.default_deny(ingress=ingress) != bool(rules):
+                yield Problem(policy.origin.place, _NOT_ENFORCED.format("enableDefaultDeny"))
+            for rule in rules:
+                for what in _beyond(rule):
+                    yield Problem(rule.origin.place, _NOT_ENFORCED.format(what))
+
+
+_NOT_ENFORCED = "{} is not enforced in this version; the policy is refused, not enforced in part"
+
+
+def _beyond(rule: Rule) -> Iterator[str]:
+    if rule.requires:
+        yield "a requirement"
+    for peer in rule.peers or ():
+        if not isinstance(peer, Selector):
+            yield type(peer).__name__
+    for entry in rule.ports or ():
+        for port in entry.ports:
+            if isinstance(port.port, str):
+                yield f"the port name {port.port}"
+        if entry.terminating_tls or entry.originating_tls or entry.server_names or entry.listener:
+            yield "TLS or a listener"
+        if entry.l7 is not None and entry.l7.proto == "dns":
+            yield "dns"
 
 
 def _merge_l7(so_far: list[L7Pairs] | None, l7: L7 | None) -> list[L7Pairs] | None:
@@ -162,10 +200,10 @@ def _conflicts(subject: Sequence[Policy]) -> Iterator[Problem]:
     """Ports on which two rules want different parsers, whomever these are about."""
     for ingress in (True, False):
         wanted = [
-            (port.port, port.end_port or port.port, l7)
+            (port, end_port or port, l7)
             for policy in subject
             for rule in policy.rules(ingress=ingress)
-            for port, l7 in _ports(rule)
+            for port, end_port, _, l7 in _ports(rule)
             if l7 is not None
         ]
         # Of each parser, the rule that reaches furthest among those seen.

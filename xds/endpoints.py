@@ -103,7 +103,7 @@ def load_endpoints(documents: Iterable[Document]) -> list[Endpoint]:
     taken: dict[str, Place] = {}
     for document in documents:
         try:
-            parsed = check(_File, document, _FIELDS, frozenset())
+            parsed = check(_File, document, _FIELDS)
         except DocumentError as error:
             problems += error.problems
             continue

@@ -16,6 +16,13 @@ from itertools import pairwise
 ANY = "any"
 UNSPEC = "unspec"
 RESERVED = "reserved"
+K8S = "k8s"
+
+POD_NAMESPACE = "io.kubernetes.pod.namespace"
+CLUSTER = "io.cilium.k8s.policy.cluster"
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels"
+"""Keys of the labels that an endpoint has of its namespace and cluster; the last
+with a dot and the key of a label of the namespace itself behind it."""
 
 MAX_LABEL_PART = 512
 """Longest key or value, characters; Kubernetes' own longest key is 317."""
@@ -143,12 +150,16 @@ class Requirement:
         return f"{name} {self.operator} ({', '.join(sorted(self.values))})"
 
 
+_OF_NO_ENDPOINT = (RESERVED, "cidr")
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
     """All requirements must hold; none at all selects every endpoint.
 
-    Reserved identities (host, world, ...) are chosen only by a selector that asks
-    for a ``reserved:`` label: "everybody" means every endpoint.
+    Reserved identities (host, world, and the CIDRs of the world) are chosen only by
+    a selector that asks for a ``reserved:`` or ``cidr:`` label: "everybody" means
+    every endpoint.
     """
 
     requirements: frozenset[Requirement] = frozenset()
@@ -160,11 +171,19 @@ class Selector:
 
     @property
     def names_reserved(self) -> bool:
-        """True if a requirement can only be met by a reserved label."""
+        """True if a requirement can only be met by a reserved (or CIDR's) label."""
         return any(
-            r.source == RESERVED and r.operator in (Operator.IN, Operator.EXISTS)
+            r.source in _OF_NO_ENDPOINT and r.operator in (Operator.IN, Operator.EXISTS)
             for r in self.requirements
         )
+
+    def names(self, key: str) -> bool:
+        """True if a requirement is about the label `key`."""
+        return any(r.key == key for r in self.requirements)
+
+    def also(self, *requirements: Requirement) -> Selector:
+        """What this selects and has `requirements` too."""
+        return Selector(self.requirements.union(requirements))
 
     def __str__(self) -> str:
         return ", ".join(sorted(map(str, self.requirements))) or "(every endpoint)"

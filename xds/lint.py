@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from proxylib.rules import Regex
-from xds.documents import find_parser
 from xds.endpoints import Endpoint
+from xds.l7rules import find_parser
 from xds.labels import Label, Operator, Requirement, Selector
 from xds.policy import L7, Policy, Rule
 from xds.selection import Selection
@@ -30,11 +30,13 @@ def lint(policies: Iterable[Policy], endpoints: Sequence[Endpoint]) -> list[Prob
 def _policy(policy: Policy, select: Selection, known: Sequence[Label]) -> Iterator[Problem]:
     subject = policy.origin.below("endpointSelector")
     yield from _selector(policy.subject, subject, select, known)
-    for ingress, peers in ((True, "fromEndpoints"), (False, "toEndpoints")):
-        for rule in policy.rules(ingress=ingress):
-            for index, selector in enumerate(rule.peers or ()):
-                yield from _selector(selector, rule.origin.below(peers, index), select, known)
-            yield from _rule(rule)
+    for rule in (*policy.ingress, *policy.egress):
+        if rule.peer_field in ("fromEndpoints", "toEndpoints"):
+            for index, peer in enumerate(rule.peers or ()):
+                assert isinstance(peer, Selector)
+                place = rule.origin.below(rule.peer_field, index)
+                yield from _selector(peer, place, select, known)
+        yield from _rule(rule)
 
 
 def _rule(rule: Rule) -> Iterator[Problem]:
@@ -47,6 +49,8 @@ def _rule(rule: Rule) -> Iterator[Problem]:
 
 
 def _l7(l7: L7) -> Iterator[Problem]:
+    if l7.proto == "dns":
+        return
     fields = find_parser(l7.proto).rule_class.fields
     for index, pairs in enumerate(l7.rules):
         for key, value in pairs:

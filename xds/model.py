@@ -1,43 +1,47 @@
-"""The shape of a CiliumNetworkPolicy, field by field as ``cilium.io/v2`` has it.
+"""The shape of Cilium's policy documents, field by field as ``cilium.io/v2`` has it.
 
-Only what this version enforces is here; `LATER` names what Cilium has beside it,
-so that such a document is refused with the right words.
+`REFUSED` names the fields that Cilium has and that cannot be enforced here, with
+the reason.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from xds.model_peers import (
+    CIDRRule,
+    DnsName,
+    EndpointSelector,
+    Entity,
+    Expression,
+    FQDNSelector,
+    IcmpField,
+    IcmpRule,
+    K8sService,
+    K8sServiceSelector,
+    KubernetesName,
+    PortProtocol,
+    Prefix,
+    Service,
+)
 from xds.shape import Fields, LabelKey, LabelValue, Optional, Shape
 
 MAX_PORTS = 40
 """Most ports of one toPorts item, as in Cilium's own schema."""
 
-MAX_PORT = 65535
+_CLOUD = "needs a cloud provider's API to look up its groups"
 
-LATER = frozenset(
-    (
-        *("fromCIDR", "fromCIDRSet", "fromEntities", "fromGroups", "fromNodes", "fromRequires"),
-        *("toCIDR", "toCIDRSet", "toEntities", "toGroups", "toNodes", "toRequires"),
-        *("toFQDNs", "toServices", "icmps", "authentication", "enableDefaultDeny", "log"),
-        *("http", "dns", "listener", "serverNames", "originatingTLS", "terminatingTLS"),
-        *("namespace", "nodeSelector"),
-    )
-)
-"""Fields of Cilium's documents that are not enforced yet, and so are refused."""
-
-
-def _port(value: Any) -> int:
-    text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT:
-        return int(text)
-    if re.fullmatch("(?=.*[a-z])[a-z0-9-]{1,63}", text):
-        raise ValueError(f"named ports such as {text!r} are not supported; use the number")
-    raise ValueError(f"must be a port number from 0 (any) to {MAX_PORT}")
+REFUSED = {
+    "fromGroups": _CLOUD,
+    "toGroups": _CLOUD,
+    "cidrGroupRef": "CIDR groups are not known here; write the CIDRs",
+    "cidrGroupSelector": "CIDR groups are not known here; write the CIDRs",
+    "http": "is not supported in this version",
+}
+"""Fields of Cilium's documents that cannot be enforced, and why."""
 
 
 def _one_or_many(value: Any) -> Any:
@@ -48,46 +52,33 @@ def _no_l7(value: Any) -> Any:
     raise ValueError("a deny rule cannot have L7 rules; deny the port, or allow less at L7")
 
 
-class Expression(Shape):
-    """One matchExpressions item."""
-
-    key: LabelKey
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: Optional[list[LabelValue]] = None
-
-    @model_validator(mode="after")
-    def _values_fit(self) -> Self:
-        if (self.operator in ("In", "NotIn")) != bool(self.values):
-            need = "needs at least one of" if not self.values else "takes no"
-            raise PydanticCustomError("values", f"operator {self.operator} {need} 'values'")
-        return self
+def _disabled(value: Any) -> Any:
+    if value in ("required", "test-always-fail"):
+        raise ValueError(
+            f"{value!r} cannot be enforced: there is no mutual authentication of workloads here"
+        )
+    return value
 
 
-class EndpointSelector(Shape):
-    """A selector by labels; {} selects every endpoint."""
-
-    matchLabels: Optional[dict[LabelKey, LabelValue]] = None
-    matchExpressions: Optional[list[Expression]] = None
+AUDIT = "proxylib.io/audit"
+"""The annotation of a policy that is to be watched, not enforced: "true" or "false"."""
 
 
-class PortProtocol(Shape):
-    """A port, or the range from it to endPort."""
-
-    port: Annotated[int, BeforeValidator(_port)]
-    endPort: Optional[Annotated[int, Field(ge=1, le=MAX_PORT)]] = None
-    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
-
-    @model_validator(mode="after")
-    def _range_ascends(self) -> Self:
-        if self.endPort is not None and not 0 < self.port <= self.endPort:
-            raise PydanticCustomError(
-                "range", f"the range {self.port}-{self.endPort} does not ascend from a real port"
-            )
-        return self
+def _annotations(found: dict[str, str] | None) -> dict[str, str] | None:
+    ours = {key: text for key, text in (found or {}).items() if key.startswith("proxylib.io/")}
+    for key, text in ours.items():
+        if key != AUDIT:
+            raise ValueError(f"unknown annotation {key!r}; known: {AUDIT}")
+        if text not in ("true", "false"):
+            raise ValueError(f'{AUDIT} must be "true" or "false", not {text!r}')
+    return found
 
 
-NAMED = ("kafka",)
-"""Parsers whose rules may also stand under their own name, without an l7proto."""
+NAMED = ("kafka", "dns")
+"""Protocols whose rules may also stand under their own name, without an l7proto."""
+
+PARSERS = ("kafka",)
+"""Those of them whose rules a parser judges."""
 
 
 _ALLOW_ALL = "; to allow (and log) everything write {}: [{{}}]"
@@ -103,6 +94,9 @@ def _not_empty(value: Any, info: ValidationInfo) -> Any:
 Items = Annotated[list[dict[str, str | None]] | None, BeforeValidator(_not_empty)]
 """L7 rules; at least one."""
 
+DnsItems = Annotated[list[FQDNSelector] | None, BeforeValidator(_not_empty)]
+"""Names that may be asked for; at least one."""
+
 
 class L7Rules(Shape):
     """What may be said on the ports, in the words of one parser."""
@@ -110,6 +104,7 @@ class L7Rules(Shape):
     l7proto: Optional[Annotated[str, Field(min_length=1)]] = None
     l7: Items = None
     kafka: Items = None
+    dns: DnsItems = None
 
     @property
     def field(self) -> str:
@@ -128,63 +123,166 @@ class L7Rules(Shape):
         return self
 
 
+class Secret(Shape):
+    """Where a secret is."""
+
+    name: KubernetesName
+    namespace: Optional[KubernetesName] = None
+
+
+class TLSContext(Shape):
+    """One side of TLS interception. The names say which item of the secret is what."""
+
+    secret: Secret
+    trustedCA: Optional[str] = None
+    certificate: Optional[str] = None
+    privateKey: Optional[str] = None
+
+
+class EnvoyConfig(Shape):
+    """The document that defines a listener."""
+
+    kind: Literal["CiliumEnvoyConfig", "CiliumClusterwideEnvoyConfig"] = "CiliumEnvoyConfig"
+    name: KubernetesName
+
+
+class Listener(Shape):
+    """A listener of somebody else's that is to get the connections."""
+
+    envoyConfig: EnvoyConfig
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    priority: Annotated[int, Field(ge=0, le=100)] = 0
+
+
+Ports = Annotated[list[PortProtocol], Field(min_length=1, max_length=MAX_PORTS)]
+
+
 class PortRule(Shape):
     """One toPorts item of an allow rule."""
 
-    ports: Annotated[list[PortProtocol], Field(min_length=1, max_length=MAX_PORTS)]
+    ports: Ports
     rules: Optional[L7Rules] = None
+    terminatingTLS: Optional[TLSContext] = None
+    originatingTLS: Optional[TLSContext] = None
+    serverNames: Optional[Annotated[list[DnsName], Field(min_length=1, max_length=40)]] = None
+    listener: Optional[Listener] = None
 
     @model_validator(mode="after")
     def _l7_fits(self) -> Self:
-        if self.rules is None or not self.rules.field:
-            return self
+        field = self.rules.field if self.rules is not None else ""
+        if field:
+            self._check_ports("L7 rules", any_protocol=field == "dns")
+        for name in ("terminatingTLS", "originatingTLS", "serverNames", "listener"):
+            if getattr(self, name) is not None:
+                self._check_ports(name, any_protocol=False)
+        if self.listener is not None and field:
+            raise PydanticCustomError("listener", "listener cannot stand beside rules")
+        return self
+
+    def _check_ports(self, what: str, *, any_protocol: bool) -> None:
         for port in self.ports:
             if port.port == 0:
-                raise PydanticCustomError("l7port", "L7 rules need a port; 0 stands for any")
-            if port.protocol != "TCP":
+                raise PydanticCustomError("l7port", f"{what} need a port; 0 stands for any")
+            if not any_protocol and port.protocol != "TCP":
                 raise PydanticCustomError(
                     "l7protocol",
-                    f"L7 rules are for protocol TCP only, and port {port.port} has {port.protocol}",
+                    f"{what} are for protocol TCP only, and port {port.port} has {port.protocol}",
                 )
-        return self
 
 
 class PortDenyRule(Shape):
     """One toPorts item of a deny rule."""
 
-    ports: Annotated[list[PortProtocol], Field(min_length=1, max_length=MAX_PORTS)]
+    ports: Ports
     rules: Annotated[None, BeforeValidator(_no_l7)] = None
 
 
-class IngressRule(Shape):
+class Authentication(Shape):
+    """Mutual authentication of the workloads, which only ``disabled`` can be here."""
+
+    mode: Annotated[Literal["disabled"], BeforeValidator(_disabled)]
+
+
+class AnyRule(Shape):
+    """What the four kinds of rule share. PEERS: the fields that name peers, one at a time."""
+
+    PEERS: ClassVar[tuple[str, ...]] = ()
+    REQUIRES: ClassVar[str] = ""
+
+    icmps: Optional[Annotated[list[IcmpRule], Field(max_length=40)]] = None
+    authentication: Optional[Authentication] = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_peer(self) -> Self:
+        given = [name for name in self.PEERS if getattr(self, name)]
+        if len(given) > 1:
+            raise PydanticCustomError(
+                "peers", f"{' and '.join(given)} cannot stand in one rule; write a rule for each"
+            )
+        if self.icmps and getattr(self, "toPorts", None):
+            raise PydanticCustomError(
+                "icmps", "icmps and toPorts cannot stand in one rule; write a rule for each"
+            )
+        return self
+
+
+class _Ingress(AnyRule):
+    PEERS = ("fromEndpoints", "fromEntities", "fromCIDR", "fromCIDRSet", "fromNodes")
+    REQUIRES = "fromRequires"
+
+    fromEndpoints: Optional[list[EndpointSelector]] = None
+    fromRequires: Optional[list[EndpointSelector]] = None
+    fromEntities: Optional[list[Entity]] = None
+    fromCIDR: Optional[list[Prefix]] = None
+    fromCIDRSet: Optional[list[CIDRRule]] = None
+    fromNodes: Optional[list[EndpointSelector]] = None
+
+
+class _Egress(AnyRule):
+    PEERS: ClassVar[tuple[str, ...]] = (
+        "toEndpoints",
+        "toEntities",
+        "toCIDR",
+        "toCIDRSet",
+        "toNodes",
+        "toServices",
+    )
+    REQUIRES = "toRequires"
+
+    toEndpoints: Optional[list[EndpointSelector]] = None
+    toRequires: Optional[list[EndpointSelector]] = None
+    toEntities: Optional[list[Entity]] = None
+    toCIDR: Optional[list[Prefix]] = None
+    toCIDRSet: Optional[list[CIDRRule]] = None
+    toNodes: Optional[list[EndpointSelector]] = None
+    toServices: Optional[list[Service]] = None
+
+
+class IngressRule(_Ingress):
     """Who may come in, and to which ports."""
 
-    fromEndpoints: Optional[list[EndpointSelector]] = None
     toPorts: Optional[list[PortRule]] = None
 
 
-class EgressRule(Shape):
+class EgressRule(_Egress):
     """To whom one may go, and to which ports."""
 
-    toEndpoints: Optional[list[EndpointSelector]] = None
+    PEERS = (*_Egress.PEERS, "toFQDNs")
+
+    toFQDNs: Optional[list[FQDNSelector]] = None
     toPorts: Optional[list[PortRule]] = None
 
 
-class IngressDenyRule(Shape):
+class IngressDenyRule(_Ingress):
     """Who may not come in, and to which ports."""
 
-    fromEndpoints: Optional[list[EndpointSelector]] = None
     toPorts: Optional[list[PortDenyRule]] = None
 
 
-class EgressDenyRule(Shape):
+class EgressDenyRule(_Egress):
     """To whom one may not go, and to which ports."""
 
-    toEndpoints: Optional[list[EndpointSelector]] = None
     toPorts: Optional[list[PortDenyRule]] = None
-
-
-AnyRule = IngressRule | EgressRule | IngressDenyRule | EgressDenyRule
 
 
 class SpecLabel(Shape):
@@ -195,20 +293,42 @@ class SpecLabel(Shape):
     source: Optional[str] = None
 
 
+class DefaultDeny(Shape):
+    """Whether the directions become white lists; left out: if there is a rule in them."""
+
+    ingress: Optional[bool] = None
+    egress: Optional[bool] = None
+
+
+class Log(Shape):
+    """A text for people beside what the rule decides."""
+
+    value: Optional[Annotated[str, Field(max_length=32)]] = None
+
+
 class Spec(Shape):
     """One rule: whom it is about, and what these may do."""
 
-    endpointSelector: EndpointSelector
+    endpointSelector: Optional[EndpointSelector] = None
+    nodeSelector: Optional[EndpointSelector] = None
     ingress: Optional[list[IngressRule]] = None
     ingressDeny: Optional[list[IngressDenyRule]] = None
     egress: Optional[list[EgressRule]] = None
     egressDeny: Optional[list[EgressDenyRule]] = None
+    enableDefaultDeny: Optional[DefaultDeny] = None
     description: Optional[str] = None
     labels: Optional[list[SpecLabel]] = None
+    log: Optional[Log] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if not (self.ingress or self.ingressDeny or self.egress or self.egressDeny):
+        if (self.endpointSelector is None) == (self.nodeSelector is None):
+            raise PydanticCustomError(
+                "subject", "needs either an endpointSelector or a nodeSelector"
+            )
+        closes = self.enableDefaultDeny or DefaultDeny()
+        rules = self.ingress or self.ingressDeny or self.egress or self.egressDeny
+        if not (rules or closes.ingress or closes.egress):
             raise PydanticCustomError(
                 "rules", "needs a rule in ingress, egress, ingressDeny or egressDeny"
             )
@@ -218,21 +338,26 @@ class Spec(Shape):
 class Metadata(Shape):
     """The document's name; what else kubectl writes here is accepted and unused."""
 
-    name: Annotated[str, Field(min_length=1, max_length=253)]
+    name: KubernetesName
+    namespace: Optional[KubernetesName] = None
     labels: Optional[dict[str, str]] = None
-    annotations: Optional[dict[str, str]] = None
+    annotations: Annotated[Optional[dict[str, str]], AfterValidator(_annotations)] = None
     creationTimestamp: Any = None
     generation: Any = None
     managedFields: Any = None
     resourceVersion: Any = None
     uid: Any = None
 
+    @property
+    def audit(self) -> bool:
+        """True if the policy is to be watched, not enforced."""
+        return (self.annotations or {}).get(AUDIT) == "true"
 
-class CiliumNetworkPolicy(Shape):
-    """A whole document. `status` is a cluster's own report and says nothing here."""
+
+class _CiliumPolicy(Shape):
+    """What the kinds share. `status` is a cluster's own report and says nothing here."""
 
     apiVersion: Literal["cilium.io/v2"] = "cilium.io/v2"
-    kind: Literal["CiliumNetworkPolicy"]
     metadata: Metadata
     summary: Optional[str] = None
     spec: Optional[Spec] = None
@@ -246,21 +371,67 @@ class CiliumNetworkPolicy(Shape):
         return self
 
 
+class CiliumNetworkPolicy(_CiliumPolicy):
+    """A policy of one namespace, or of all if it names none."""
+
+    kind: Literal["CiliumNetworkPolicy"]
+
+    @model_validator(mode="after")
+    def _is_about_endpoints(self) -> Self:
+        for spec in (self.spec, *(self.specs or ())):
+            if spec is not None and spec.nodeSelector is not None:
+                raise PydanticCustomError(
+                    "nodes", "a nodeSelector needs kind: CiliumClusterwideNetworkPolicy"
+                )
+        return self
+
+
+class CiliumClusterwideNetworkPolicy(_CiliumPolicy):
+    """A policy of all namespaces, or of nodes."""
+
+    kind: Literal["CiliumClusterwideNetworkPolicy"]
+
+    @model_validator(mode="after")
+    def _has_no_namespace(self) -> Self:
+        if self.metadata.namespace is not None:
+            raise PydanticCustomError("namespace", "a clusterwide policy has no namespace")
+        return self
+
+
 FIELDS: Fields = {
     "": CiliumNetworkPolicy,
     "metadata": Metadata,
     "spec": Spec,
     "specs": Spec,
     "endpointSelector": EndpointSelector,
+    "nodeSelector": EndpointSelector,
     "ingress": IngressRule,
     "egress": EgressRule,
     "ingressDeny": IngressDenyRule,
     "egressDeny": EgressDenyRule,
-    "fromEndpoints": EndpointSelector,
-    "toEndpoints": EndpointSelector,
+    **dict.fromkeys(("fromEndpoints", "fromRequires", "fromNodes"), EndpointSelector),
+    **dict.fromkeys(("toEndpoints", "toRequires", "toNodes"), EndpointSelector),
     "matchExpressions": Expression,
+    "fromCIDRSet": CIDRRule,
+    "toCIDRSet": CIDRRule,
+    "toFQDNs": FQDNSelector,
+    "toServices": Service,
+    "k8sService": K8sService,
+    "k8sServiceSelector": K8sServiceSelector,
+    "icmps": IcmpRule,
+    "fields": IcmpField,
+    "authentication": Authentication,
+    "enableDefaultDeny": DefaultDeny,
+    "log": Log,
+    "labels": SpecLabel,
     "toPorts": (PortRule, PortDenyRule),
     "ports": PortProtocol,
     "rules": L7Rules,
+    "dns": FQDNSelector,
+    "terminatingTLS": TLSContext,
+    "originatingTLS": TLSContext,
+    "secret": Secret,
+    "listener": Listener,
+    "envoyConfig": EnvoyConfig,
 }
 """Which shape stands under which field."""

@@ -60,26 +60,30 @@ _MAX_SHOWN = 80
 Fields = Mapping[str, type[Shape] | tuple[type[Shape], ...]]
 """Which shape stands under which field name; "" is the document itself."""
 
+_NOTHING: Mapping[str, str] = {}
 
-def check(model: type[M], document: Document, fields: Fields, later: frozenset[str]) -> M:
+
+def check(
+    model: type[M], document: Document, fields: Fields, refused: Mapping[str, str] = _NOTHING
+) -> M:
     """`document` as a `model`. Raises DocumentError with every problem.
 
     fields: for the hints on unknown fields: where a known field belongs.
-    later: fields that exist in Cilium and are not supported here.
+    refused: fields that exist in Cilium and cannot be enforced here, and why.
     """
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
         details = error.errors(include_url=False)[:MAX_PROBLEMS]
-    raise DocumentError([_problem(detail, document, fields, later) for detail in details])
+    raise DocumentError([_problem(detail, document, fields, refused) for detail in details])
 
 
 def _problem(
-    detail: ErrorDetails, document: Document, fields: Fields, later: frozenset[str]
+    detail: ErrorDetails, document: Document, fields: Fields, refused: Mapping[str, str]
 ) -> Problem:
     path = _real_path(detail["loc"], document.value)
     if detail["type"] == "extra_forbidden":
-        return document.problem(path, _unknown_field(path, fields, later))
+        return document.problem(path, _unknown_field(path, fields, refused))
     return document.problem(path, _message(detail))
 
 
@@ -148,13 +152,13 @@ def _show(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
-def _unknown_field(path: Path, fields: Fields, later: frozenset[str]) -> str:
+def _unknown_field(path: Path, fields: Fields, refused: Mapping[str, str]) -> str:
     name = str(path[-1])
-    if name in later:
-        return "is not supported in this version; the policy is refused, not enforced in part"
+    if name in refused:
+        return f"{refused[name]}; the policy is refused, not enforced in part"
     # The field whose content this is: the last name above that is not an index.
     above = next((step for step in reversed(path[:-1]) if isinstance(step, str)), "")
-    here = {known for model in _shapes(fields, above) for known in model.model_fields}
+    here = _names(fields, above)
     owners = [field for field in fields if field != above and name in _names(fields, field)]
     if owners:
         return f"does not belong here; it belongs under {_places(owners)} (check the indentation)"
@@ -171,7 +175,11 @@ def _shapes(fields: Fields, name: str) -> tuple[type[Shape], ...]:
 
 
 def _names(fields: Fields, field: str) -> set[str]:
-    return {name for model in _shapes(fields, field) for name in model.model_fields}
+    return {
+        info.alias or name
+        for model in _shapes(fields, field)
+        for name, info in model.model_fields.items()
+    }
 
 
 def _places(names: list[str]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from tests.xds.conftest import EXAMPLES, example
 from xds.documents import load_policies
-from xds.labels import Operator, Selector, requirement
-from xds.policy import Policy, Port
+from xds.entities import reserved_selector
+from xds.fqdn import Fqdn
+from xds.labels import Operator, Selector, label_set, parse_label, requirement
+from xds.policy import Cidr, Icmp, Listener, Policy, Port, Service, TLSContext
 from xds.source import DocumentError, read_documents
 
 HEAD = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
@@ -133,7 +136,7 @@ egressDeny:
     assert allow.ports[0].ports == (Port(80, 0, "TCP"), Port(90, 95, "ANY"))
     assert deny.deny
     assert deny.peers == ()
-    assert not deny.empty
+    assert deny.empty
     empty, dns = policy.egress
     assert empty.empty
     assert dns.deny
@@ -154,7 +157,7 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1", "kind: 'kind' is required (known: CiliumNetworkPolicy)"),
+        ("a: 1", "kind: 'kind' is required (known: CiliumNetworkPolicy,"),
         ("- a", "p.yaml:1:1: a policy document must be a mapping"),
         ("kind: Pod", "p.yaml:1:1: kind: unknown kind 'Pod'"),
         ("kind: [a]", "p.yaml:1:1: kind: unknown kind ['a']"),
@@ -164,7 +167,28 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
         (HEAD + "spec: x", "spec: must be a mapping of fields, not 'x'"),
         (HEAD.replace("name: p", "") + "spec: {}", "metadata.name: is required"),
         (HEAD.replace("name: p", 'name: ""') + "spec: {}", "metadata.name: must not be empty"),
-        (HEAD.replace("name: p", "name: p, namespace: n"), "metadata.namespace: is not supported"),
+        (
+            HEAD.replace("CiliumN", "CiliumClusterwideN").replace(
+                "name: p", "name: p, namespace: n"
+            )
+            + "spec: {endpointSelector: {}, ingress: [{}]}",
+            "a clusterwide policy has no namespace",
+        ),
+        (
+            HEAD.replace("name: p", "name: p, namespace: n")
+            + "spec: {endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: m}}, "
+            "ingress: [{}]}",
+            "spec.endpointSelector: selects another namespace than the policy's own, 'n': "
+            "io.kubernetes.pod.namespace=m",
+        ),
+        (
+            HEAD.replace("name: p", "name: p, annotations: {proxylib.io/audit: yes}"),
+            'annotations: proxylib.io/audit must be "true" or "false"',
+        ),
+        (
+            HEAD.replace("name: p", "name: p, annotations: {proxylib.io/adit: 'true'}"),
+            "annotations: unknown annotation 'proxylib.io/adit'; known: proxylib.io/audit",
+        ),
         (spec(""), "spec: needs a rule in ingress, egress"),
         (spec("ingress: []"), "spec: needs a rule in ingress, egress"),
         (spec("ingress:"), "p.yaml:6:3: spec.ingress: is empty"),
@@ -173,9 +197,60 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
         (spec("foo: [{}]"), "spec.foo: unknown field; known in spec: description, egress"),
         (spec("ingress: [{fromEndpoints: }]"), "fromEndpoints: is empty"),
         (spec("ingress: [{toEndpoints: []}]"), "toEndpoints: does not belong here; it belongs"),
-        (spec("ingress: [{fromEntities: [all]}]"), "fromEntities: is not supported in this"),
-        (spec("ingress: [{fromCIDR: [10.0.0.0/8]}]"), "fromCIDR: is not supported in this"),
-        (spec("nodeSelector: {}\ningress: [{}]"), "spec.nodeSelector: is not supported"),
+        (spec("ingress: [{fromEntities: [al]}]"), "fromEntities[0]: unknown entity 'al'; known: "),
+        (spec("ingress: [{fromEntities: all}]"), "fromEntities: must be a list"),
+        (spec("ingress: [{fromGroups: []}]"), "fromGroups: needs a cloud provider's API to look"),
+        (spec("ingress: [{fromCIDR: [10.0.0.1/8]}]"), "mask; did you mean 10.0.0.0/8?"),
+        (
+            spec("ingress: [{fromCIDR: [10.0.0.256]}]"),
+            "fromCIDR[0]: '10.0.0.256' is not an address",
+        ),
+        (
+            spec("ingress: [{fromCIDR: ['fe80::1%eth0']}]"),
+            "fromCIDR[0]: 'fe80::1%eth0': an address",
+        ),
+        (
+            spec("ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/9]}]}]"),
+            "fromCIDRSet[0]: except 11.0.0.0/9 is not a part of 10.0.0.0/8",
+        ),
+        (
+            spec("ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, except: ['::/0']}]}]"),
+            "fromCIDRSet[0]: except ::/0 is not a part of 10.0.0.0/8",
+        ),
+        (spec("ingress: [{fromCIDRSet: [{cidrGroupRef: a}]}]"), "cidrGroupRef: CIDR groups are"),
+        (
+            spec("ingress: [{fromEndpoints: [{}], fromEntities: [all]}]"),
+            "spec.ingress[0]: fromEndpoints and fromEntities cannot stand in one rule",
+        ),
+        (spec("ingress: [{toFQDNs: []}]"), "toFQDNs: does not belong here; it belongs under 'egr"),
+        (
+            spec("egress: [{toFQDNs: [{}]}]"),
+            "toFQDNs[0]: needs either 'matchName' or 'matchPattern'",
+        ),
+        (spec("egress: [{toFQDNs: [{matchName: '*.a'}]}]"), "; a '*' belongs into a matchPattern"),
+        (
+            spec("egress: [{toFQDNs: [{matchPattern: 'a/b'}]}]"),
+            "'a/b' is not a pattern of DNS names",
+        ),
+        (spec("egress: [{toServices: [{}]}]"), "toServices[0]: needs either k8sService or"),
+        (
+            spec("ingress: [{icmps: [{fields: [{type: Eko}]}]}]"),
+            "icmps[0].fields[0]: is no IPv4 ICMP type: a number up to 255, or one of EchoReply",
+        ),
+        (
+            spec("ingress: [{icmps: [{fields: [{type: 8}]}], toPorts: [{ports: [{port: 1}]}]}]"),
+            "spec.ingress[0]: icmps and toPorts cannot stand in one rule",
+        ),
+        (
+            spec("ingress: [{authentication: {mode: required}}]"),
+            "authentication.mode: 'required' cannot be enforced: there is no mutual",
+        ),
+        (spec("nodeSelector: {}\ningress: [{}]"), "spec: needs either an endpointSelector or a"),
+        (
+            HEAD + "spec: {nodeSelector: {}, ingress: [{}]}",
+            "a nodeSelector needs kind: CiliumClusterwideNetworkPolicy",
+        ),
+        (spec("enableDefaultDeny: {ingress: false}"), "spec: needs a rule in ingress, egress"),
         (spec("ingress: [{fromEndpoints: [{matchLabels: {a: 1}}]}]"), "must be text, not 1; put"),
         (spec("ingress: [{fromEndpoints: [{matchLabels: {a: yes, b: }}]}]"), "b: is empty"),
         (spec("ingress: [{fromEndpoints: [{matchLabels: {'a b': c}}]}]"), "'a b' has a space"),
@@ -206,7 +281,30 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
         (spec("ingress: [{toPorts: [{ports: [{port: 65536}]}]}]"), "from 0 (any) to 65535"),
         (spec("ingress: [{toPorts: [{ports: [{port: true}]}]}]"), f"{PORT}.port: must be a port"),
         (spec("ingress: [{toPorts: [{ports: [{port: 8.5}]}]}]"), f"{PORT}.port: must be a port"),
-        (spec("ingress: [{toPorts: [{ports: [{port: http}]}]}]"), "named ports such as 'http'"),
+        (spec("ingress: [{toPorts: [{ports: [{port: A_B}]}]}]"), "'A_B' is neither a port number"),
+        (
+            spec("ingress: [{toPorts: [{ports: [{port: http, endPort: 8}]}]}]"),
+            "a range goes from a port number, not from a name",
+        ),
+        (
+            spec(
+                "egress: [{toPorts: [{ports: [{port: 0}], serverNames: [a.b]}]}]",
+            ),
+            "toPorts[0]: serverNames need a port; 0 stands for any",
+        ),
+        (
+            spec(
+                "egress: [{toPorts: [{ports: [{port: 1, protocol: TCP}], listener: "
+                "{envoyConfig: {name: a}, name: b}, rules: {l7proto: r2d2, l7: [{}]}}]}]"
+            ),
+            "toPorts[0]: listener cannot stand beside rules",
+        ),
+        (l7("{dns: [{matchPattern: 'a b'}]}"), f"{RULES}.dns[0].matchPattern: 'a b' is not a pat"),
+        (l7("{dns: []}"), f"{RULES}.dns: has no rules; to allow"),
+        (
+            l7("{dns: [{matchName: a}], kafka: [{}]}"),
+            f"{RULES}: dns rules cannot stand beside others",
+        ),
         (spec("ingress: [{toPorts: [{ports: [{port: 9, endPort: 8}]}]}]"), f"{PORT}: the range"),
         (spec("ingress: [{toPorts: [{ports: [{port: 0, endPort: 8}]}]}]"), f"{PORT}: the range"),
         (spec("ingress: [{toPorts: [{ports: [{port: 1, protocol: tcp}]}]}]"), "must be 'TCP',"),
@@ -280,7 +378,7 @@ def test_shape_and_l7_errors_come_together_in_the_order_of_the_file() -> None:
         "specs:\n"
         "- endpointSelector: {}\n"
         "  ingress:\n"
-        "  - fromEntities: [all]\n"
+        "  - fromGroups: [all]\n"
         "  - toPorts:\n"
         "    - ports: [{port: 1, protocol: TCP}]\n"
         "      rules: {l7proto: r2d2, l7: [{cmd: NO}, {nope: x}]}\n"
@@ -288,7 +386,7 @@ def test_shape_and_l7_errors_come_together_in_the_order_of_the_file() -> None:
     )
     found = errors(text)
     assert [line.split(": ")[1] for line in found] == [
-        "specs[0].ingress[0].fromEntities",
+        "specs[0].ingress[0].fromGroups",
         "specs[0].ingress[1].toPorts[0].rules.l7[0].cmd",
         "specs[0].ingress[1].toPorts[0].rules.l7[1].nope",
         "specs[0].bad",
@@ -320,3 +418,138 @@ def test_a_document_cut_behind_its_parser_does_not_load() -> None:
         (found,) = errors(cut + end)
         assert "to allow (and log) everything write l7: [{}]" in found
     assert load(cut + "\n          l7: [{}]\n")
+
+
+def test_peers_of_every_kind() -> None:
+    (policy,) = load(
+        spec(
+            """
+ingress:
+- fromEntities: [host, remote-node]
+- fromEntities: [world, all]
+- fromEntities: [none]
+- fromCIDR: [192.0.2.1, "2001:db8::/32"]
+- fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.96.0.0/12]}]
+- fromNodes: [{matchLabels: {type: a}}]
+- fromRequires: [{matchLabels: {env: prod}}]
+- icmps: [{fields: [{type: EchoRequest}, {type: 128, family: IPv6}]}]
+egress:
+- toFQDNs: [{matchName: A.b.}, {matchPattern: "*.b"}]
+- toServices:
+  - k8sService: {serviceName: s, namespace: n}
+  - k8sServiceSelector: {selector: {matchLabels: {head: none}}, namespace: n}
+"""
+        )
+    )
+    nodes, anybody, nobody, cidrs, parts, by_label, requires, icmp = policy.ingress
+    assert nodes.peers == (reserved_selector("host"), reserved_selector("remote-node"))
+    assert anybody.peers is None
+    assert nobody.peers == ()
+    assert cidrs.peers == (Cidr(ip_network("192.0.2.1")), Cidr(ip_network("2001:db8::/32")))
+    assert parts.peers == (Cidr(ip_network("10.0.0.0/8"), (ip_network("10.96.0.0/12"),)),)
+    node = label_set([parse_label("reserved:remote-node"), parse_label("k8s:type=a")])
+    other = label_set([parse_label("reserved:remote-node"), parse_label("k8s:type=b")])
+    assert [p.matches(node) for p in by_label.peers or () if isinstance(p, Selector)] == [True]
+    assert [p.matches(other) for p in by_label.peers or () if isinstance(p, Selector)] == [False]
+    assert requires.requires == (app(env="prod"),)
+    assert requires.empty, "a requirement alone admits nobody"
+    assert icmp.icmps == (Icmp("IPv4", 8), Icmp("IPv6", 128))
+    assert icmp.ports == (), "no port beside"
+    assert icmp.peers is None
+    names, services = policy.egress
+    assert names.peers == (Fqdn("a.b"), Fqdn("*.b", is_pattern=True))
+    assert services.peers == (
+        Service(name="s", namespace="n"),
+        Service(namespace="n", selector=app(head="none")),
+    )
+
+
+def test_ports_with_tls_names_and_dns() -> None:
+    (policy,) = load(
+        spec(
+            """
+egress:
+- toPorts:
+  - ports: [{port: https, protocol: TCP}]
+    terminatingTLS: {secret: {namespace: n, name: a}, certificate: c}
+    originatingTLS: {secret: {name: b}}
+    serverNames: [a.b]
+  - ports: [{port: "53"}]
+    rules: {dns: [{matchName: A.b}, {matchPattern: "*"}]}
+  - ports: [{port: 1, protocol: TCP}]
+    listener: {envoyConfig: {kind: CiliumEnvoyConfig, name: e}, name: l}
+"""
+        )
+    )
+    tls, dns, listener = policy.egress[0].ports or ()
+    assert tls.ports == (Port("https", 0, "TCP"),)
+    assert tls.terminating_tls == TLSContext("n", "a", certificate="c")
+    assert tls.originating_tls == TLSContext("", "b")
+    assert tls.server_names == ("a.b",)
+    assert dns.l7 is not None
+    assert (dns.l7.proto, dns.l7.rules) == (
+        "dns",
+        ((("matchName", "a.b"),), (("matchPattern", "*"),)),
+    )
+    assert listener.listener == Listener("CiliumEnvoyConfig", "e", "l")
+
+
+def test_default_deny_by_presence_and_by_word() -> None:
+    def closes(body: str) -> tuple[bool, bool]:
+        (policy,) = load(spec(body))
+        return policy.default_deny(ingress=True), policy.default_deny(ingress=False)
+
+    assert closes("ingress: [{}]") == (True, False)
+    assert closes("egressDeny: [{}]") == (False, True)
+    assert closes("ingress: [{}]\nenableDefaultDeny: {ingress: false}") == (False, False)
+    assert closes("ingress: [{}]\nenableDefaultDeny: {egress: true}") == (True, True)
+    assert closes("enableDefaultDeny: {egress: true}") == (False, True)
+
+
+def test_audit_labels_and_namespace() -> None:
+    head = HEAD.replace(
+        "name: p", "name: p, namespace: n, annotations: {proxylib.io/audit: 'true'}"
+    )
+    text = head + (
+        "spec:\n  endpointSelector: {matchLabels: {app: x}}\n"
+        "  labels: [{key: team, value: a}]\n  ingress:\n"
+        "  - fromEndpoints:\n    - {matchLabels: {app: y}}\n    - {}\n"
+        "    - {matchLabels: {k8s:io.kubernetes.pod.namespace: m}}\n"
+        "    - {matchLabels: {io.cilium.k8s.namespace.labels.env: dev}}\n"
+        "    - {matchLabels: {'reserved:init': ''}}\n"
+    )
+    (policy,) = load(text)
+    assert policy.audit
+    assert (policy.namespace, policy.name) == ("n", "p")
+    assert [str(label) for label in policy.labels] == [
+        "unspec:team=a",
+        "k8s:io.cilium.k8s.policy.derived-from=CiliumNetworkPolicy",
+        "k8s:io.cilium.k8s.policy.name=p",
+        "k8s:io.cilium.k8s.policy.namespace=n",
+    ]
+    own = "k8s:io.kubernetes.pod.namespace=n"
+    assert str(policy.subject) == f"app=x, {own}"
+    assert [str(peer) for peer in policy.ingress[0].peers or ()] == [
+        f"app=y, {own}",
+        own,
+        "k8s:io.kubernetes.pod.namespace=m",
+        "io.cilium.k8s.namespace.labels.env=dev, k8s:io.kubernetes.pod.namespace Exists",
+        "reserved:init=",
+    ]
+
+
+def test_nodes_are_a_subject() -> None:
+    head = HEAD.replace("kind: Cilium", "kind: CiliumClusterwide")
+    (policy,) = load(head + "spec: {nodeSelector: {matchLabels: {type: a}}, ingress: [{}]}")
+    assert policy.kind == "CiliumClusterwideNetworkPolicy"
+    host = label_set([parse_label("reserved:host"), parse_label("k8s:type=a")])
+    assert policy.subject.matches(host)
+    assert not policy.subject.matches(label_set([parse_label("k8s:type=a")]))
+
+
+def test_names_are_of_a_kind_and_a_namespace() -> None:
+    body = "spec: {endpointSelector: {}, ingress: [{}]}\n---\n"
+    other = HEAD.replace("name: p", "name: p, namespace: n")
+    wide = HEAD.replace("kind: Cilium", "kind: CiliumClusterwide")
+    assert len(load(HEAD + body + other + body + wide + body)) == 3
+    assert "'p' is the name of another policy" in errors(other + body + other + body)[0]
