@@ -13,14 +13,13 @@ import socket
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiokafka
-import aiokafka.errors
 import confluent_kafka
 import confluent_kafka.admin
 import kafka
@@ -35,6 +34,18 @@ from node.run import Proxy, ProxyConfig
 from parsers.kafka import schema
 from proxylib.proto.accesslog_pb2 import Denied as DENIED
 from proxylib.proto.accesslog_pb2 import LogEntry
+from tests.integration.kafka_clients import (
+    CLIENTS,
+    COMPRESSION,
+    TIMEOUT,
+    confluent_consume,
+    confluent_produce,
+    group,
+    python_consume,
+    python_produce,
+    refused,
+    words,
+)
 from tests.integration.waiting import until
 from tests.parsers.kafka.messages import read_response, request
 
@@ -47,7 +58,6 @@ pytestmark = [
 
 HOSTS = {OLD: "127.0.7.21", NEW: "127.0.7.22"}
 TOPIC, SECRET = "topic1", "secret"
-TIMEOUT = 20.0
 NO_KAFKA = f"a request of {int.from_bytes(b'GET ', 'big')} bytes"
 
 POLICY = """
@@ -134,145 +144,6 @@ def _create_topics(site: Site) -> None:
     producer.flush(TIMEOUT)
 
 
-def words(count: int = 100) -> list[bytes]:
-    """Messages that nobody else sends."""
-    prefix = uuid.uuid4().hex
-    return [f"{prefix}-{number}".encode() for number in range(count)]
-
-
-def group() -> str:
-    return f"group-{uuid.uuid4().hex}"
-
-
-# The three clients, behind one interface: produce a list, or consume until it is there.
-
-
-def python_produce(server: str, topic: str, messages: list[bytes], **options: Any) -> None:
-    producer = kafka.KafkaProducer(bootstrap_servers=server, max_block_ms=20_000, **options)
-    try:
-        for sent in [producer.send(topic, message) for message in messages]:
-            sent.get(TIMEOUT)
-    finally:
-        producer.close(timeout=2)
-
-
-def python_consume(server: str, topic: str, wanted: list[bytes], **options: Any) -> list[bytes]:
-    consumer = kafka.KafkaConsumer(
-        topic,
-        bootstrap_servers=server,
-        auto_offset_reset="earliest",
-        consumer_timeout_ms=20_000,
-        **{"group_id": group(), **options},
-    )
-    try:
-        found = [m.value for m in _until_last(iter(consumer), wanted, lambda m: m.value)]
-        if options.get("group_id", "") is not None:
-            consumer.commit()
-        return [value for value in found if value in set(wanted)]
-    finally:
-        consumer.close()
-
-
-def confluent_produce(server: str, topic: str, messages: list[bytes], **options: Any) -> None:
-    errors: list[Any] = []
-
-    def delivered(error: Any, _: Any) -> None:
-        if error is not None:
-            errors.append(error)
-
-    producer = confluent_kafka.Producer({"bootstrap.servers": server, **_dotted(options)})
-    for message in messages:
-        producer.produce(topic, message, on_delivery=delivered)
-    assert producer.flush(TIMEOUT) == 0
-    if errors:
-        raise confluent_kafka.KafkaException(errors[0])
-
-
-def confluent_consume(server: str, topic: str, wanted: list[bytes], **options: Any) -> list[bytes]:
-    settings = {
-        "bootstrap.servers": server,
-        "group.id": group(),
-        "auto.offset.reset": "earliest",
-        **_dotted(options),
-    }
-    consumer = confluent_kafka.Consumer(settings)
-    consumer.subscribe([topic])
-
-    def messages() -> Iterator[Any]:
-        while (message := consumer.poll(TIMEOUT)) is not None:
-            if message.error():
-                raise confluent_kafka.KafkaException(message.error())
-            yield message
-
-    try:
-        found = [m.value() for m in _until_last(messages(), wanted, lambda m: m.value())]
-        consumer.commit(asynchronous=False)
-        return [value for value in found if value in set(wanted)]
-    finally:
-        consumer.close()
-
-
-def _dotted(options: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", "."): value for name, value in options.items()}
-
-
-def aio_produce(server: str, topic: str, messages: list[bytes], **options: Any) -> None:
-    async def run() -> None:
-        producer = aiokafka.AIOKafkaProducer(bootstrap_servers=server, **options)
-        try:
-            await producer.start()
-            for message in messages:
-                await asyncio.wait_for(producer.send_and_wait(topic, message), TIMEOUT)
-        finally:
-            await producer.stop()
-
-    asyncio.run(run())
-
-
-def aio_consume(server: str, topic: str, wanted: list[bytes], **options: Any) -> list[bytes]:
-    async def run() -> list[bytes]:
-        consumer = aiokafka.AIOKafkaConsumer(
-            topic,
-            bootstrap_servers=server,
-            group_id=group(),
-            auto_offset_reset="earliest",
-            **options,
-        )
-        try:
-            await consumer.start()
-            found = []
-            while not found or found[-1] != wanted[-1]:
-                found.append((await asyncio.wait_for(consumer.getone(), TIMEOUT)).value)
-            await consumer.commit()
-            return [value for value in found if value in set(wanted)]
-        finally:
-            await consumer.stop()
-
-    return asyncio.run(run())
-
-
-def _until_last(messages: Iterator[Any], wanted: list[bytes], value: Any) -> Iterator[Any]:
-    for message in messages:
-        yield message
-        if value(message) == wanted[-1]:
-            return
-
-
-Produce = Callable[..., None]
-Consume = Callable[..., list[bytes]]
-
-CLIENTS = {
-    "kafka-python": (python_produce, python_consume),
-    "confluent-kafka": (confluent_produce, confluent_consume),
-    "aiokafka": (aio_produce, aio_consume),
-}
-COMPRESSION = {
-    "kafka-python": {"compression_type": "lz4"},
-    "confluent-kafka": {"compression.type": "lz4"},
-    "aiokafka": {"compression_type": "lz4"},
-}
-
-
 @pytest.mark.parametrize("client", CLIENTS)
 def test_service1_produces_and_service2_consumes(site: Site, client: str) -> None:
     """In order, in a group, with a commit; and compressed."""
@@ -281,24 +152,6 @@ def test_service1_produces_and_service2_consumes(site: Site, client: str) -> Non
         messages = words()
         produce(site.produce, TOPIC, messages, **options)
         assert consume(site.consume, TOPIC, messages) == messages
-
-
-REFUSED = (
-    kafka.errors.TopicAuthorizationFailedError,
-    aiokafka.errors.TopicAuthorizationFailedError,
-)
-
-
-def refused(do: Callable[[], object]) -> bool:
-    """Whether the client says that it is the topic that is not allowed."""
-    try:
-        do()
-    except REFUSED:
-        return True
-    except confluent_kafka.KafkaException as error:
-        code: int = error.args[0].code()
-        return code == confluent_kafka.KafkaError.TOPIC_AUTHORIZATION_FAILED
-    return False
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -366,6 +219,60 @@ def test_idempotence_and_a_transaction(site: Site) -> None:
     assert found == messages
 
 
+def test_transactions_of_the_others(site: Site) -> None:
+    messages, more = words(10), words(5)
+    producer = kafka.KafkaProducer(
+        bootstrap_servers=site.produce, transactional_id=uuid.uuid4().hex, max_block_ms=20_000
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    for sent in [producer.send(TOPIC, message) for message in messages]:
+        sent.get(TIMEOUT)
+    producer.commit_transaction()
+    producer.close(timeout=2)
+
+    async def again() -> None:
+        producer = aiokafka.AIOKafkaProducer(
+            bootstrap_servers=site.produce, transactional_id=uuid.uuid4().hex
+        )
+        async with producer, producer.transaction():
+            for message in more:
+                await producer.send_and_wait(TOPIC, message)
+
+    asyncio.run(again())
+    assert confluent_consume(site.consume, TOPIC, messages + more) == messages + more
+
+
+def test_a_transaction_that_consumes_and_produces(site: Site) -> None:
+    """The offsets of what was consumed are committed with what was produced."""
+    messages, made = words(5), words(5)
+    confluent_produce(site.produce, TOPIC, messages)
+    consumer = confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": site.open,
+            "group.id": group(),
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": site.open, "transactional.id": uuid.uuid4().hex}
+    )
+    producer.init_transactions(TIMEOUT)
+    consumer.subscribe([TOPIC])
+    while (message := consumer.poll(TIMEOUT)) is not None and message.value() != messages[-1]:
+        assert message.error() is None
+    producer.begin_transaction()
+    for word in made:
+        producer.produce(TOPIC, word)
+    offsets = consumer.position(consumer.assignment())
+    producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), TIMEOUT)
+    producer.commit_transaction(TIMEOUT)
+    assert consumer.committed(consumer.assignment(), TIMEOUT)[0].offset == offsets[0].offset
+    consumer.close()
+    assert confluent_consume(site.consume, TOPIC, made) == made
+
+
 def test_a_transactional_producer_needs_the_role(site: Site) -> None:
     producer = confluent_kafka.Producer(
         {"bootstrap.servers": site.consume, "transactional.id": uuid.uuid4().hex}
@@ -414,6 +321,7 @@ def test_group_protocol_of_kip_848(site: Site) -> None:
 JAVA = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m"]
 PRODUCER = "org.apache.kafka.tools.ConsoleProducer"
 CONSUMER = "org.apache.kafka.tools.consumer.ConsoleConsumer"
+SHARE_CONSUMER = "org.apache.kafka.tools.consumer.ConsoleShareConsumer"
 
 
 def java(program: str, server: str, topic: str, *more: str, messages: Sequence[bytes] = ()) -> str:
@@ -447,6 +355,28 @@ def test_the_java_client(site: Site) -> None:
     spoken = {(f.get("api_key"), int(f.get("api_version", -1))) for f in fields}
     newest = {("Produce", 13), ("Fetch", 18)} if HOSTS[NEW] in site.direct else set()
     assert newest <= spoken
+
+
+@pytest.mark.parametrize("site", [NEW], indirect=True)
+def test_a_share_group(site: Site) -> None:
+    """A queue (KIP-932): fetched and acknowledged by topic id, in sessions."""
+    seen = len(site.log)
+    messages = words(5)
+    with ThreadPoolExecutor(1) as pool:
+        arguments = ("--max-messages", "5", "--timeout-ms", "30000", "--group", group())
+        said = pool.submit(java, SHARE_CONSUMER, site.consume, TOPIC, *arguments)
+        # The group begins at the end of the topic, once it is there.
+        until(lambda: "ShareFetch" in _apis(site.log[seen:]), 30)
+        confluent_produce(site.produce, TOPIC, messages)
+        lines = said.result(60).splitlines()
+    assert [line for line in lines if line.encode() in messages] == [m.decode() for m in messages]
+    assert {"ShareGroupHeartbeat", "ShareFetch"} <= _apis(site.log[seen:])
+    denied = "TopicAuthorizationException: Not authorized to access topics"
+    assert denied in java(SHARE_CONSUMER, site.consume, SECRET, "--timeout-ms", "4000")
+
+
+def _apis(log: list[LogEntry]) -> set[str]:
+    return {entry.generic_l7.fields["api_key"] for entry in log}
 
 
 def test_admin_needs_a_rule(site: Site) -> None:
