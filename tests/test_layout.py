@@ -5,6 +5,7 @@ What is tested elsewhere, or is a test of no one source, stands here with its re
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,11 @@ def test_exceptions_are_needed() -> None:
     for folder, (test, _) in GROUPS.items():
         assert (ROOT / folder).is_dir(), f"{folder} is gone"
         assert (ROOT / test).exists(), f"{folder} needs {test}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
+def test_nothing_ignored_is_tracked() -> None:
+    """A cache or a build, once committed, replaces other people's."""
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
