@@ -57,6 +57,10 @@ def compile_resources(
     users = identities.number_all(endpoint.labels for endpoint in endpoints)
     select = Selection(reserved_labels() | users)
     problems = list(islice(_not_enforced(policies), MAX_PROBLEMS))
+    for endpoint in endpoints:
+        if endpoint.place and (endpoint.enforcement != "default" or endpoint.audit):
+            what = "an endpoint's enforcement or audit mode"
+            problems.append(Problem(endpoint.place, _NOT_ENFORCED.format(what)))
     if problems:
         raise DocumentError(problems)
     compiled = {}

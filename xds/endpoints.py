@@ -1,62 +1,91 @@
-"""The endpoints file: which address has which labels.
+"""The endpoints file: which address has which labels, and what services there are.
 
 ::
 
     endpoints:
       - address: 127.0.0.10            # or addresses: [an IPv4 one, an IPv6 one]
         labels: {app: memcached}       # or a list: ["k8s:app=memcached"]
+        namespace: default             # the same as its label
+        ports: {memcache: 11211}       # what policies may call them
+        enforcement: default           # or always, or never
+        audit: false                   # true: log what would be denied, deny nothing
+    services:                          # what xds/services.py reads
+      - {name: cache, namespace: default, selector: {app: memcached}}
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from xds.identity import RESERVED_IDENTITIES, reserved_labels
-from xds.labels import Label, LabelSet, label_set, make_label, parse_label
-from xds.shape import Fields, LabelKey, LabelValue, Optional, Shape, check
+from xds.labels import K8S, POD_NAMESPACE, RESERVED, Label, LabelSet, label_set
+from xds.model_peers import MAX_PORT, MAX_PORT_NAME, PORT_NAME, KubernetesName
+from xds.services import (
+    Address,
+    Labels,
+    ServiceEntry,
+    ServiceTable,
+    is_list,
+    labels_of,
+    normal_address,
+)
+from xds.shape import Fields, Optional, Shape, check
 from xds.source import Document, DocumentError, Place, Problem
+
+Enforcement = Literal["default", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPort:
+    """What an endpoint calls one of its ports."""
+
+    name: str
+    port: int
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A workload: one or two addresses, and its labels."""
+    """A workload, or a node: one or two addresses, and its labels.
+
+    enforcement: "default" makes a direction a white list if a policy does so,
+        "always" in any case, "never" lets everything pass.
+    audit: what policies deny is logged and passes.
+    """
 
     addresses: tuple[str, ...]
     labels: LabelSet
     place: Place | None = None
+    ports: tuple[NamedPort, ...] = ()
+    enforcement: Enforcement = "default"
+    audit: bool = False
 
 
-def normal_address(text: str) -> str:
-    """An IP address in its normal spelling. Raises ValueError if it is not one."""
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            raise ValueError(f"{text!r}: an address with a zone is not known elsewhere")
-        if address.ipv4_mapped is not None:
-            raise ValueError(f"{text!r}: write the IPv4 address {address.ipv4_mapped}")
-    return str(address)
-
-
-def _label_text(text: str) -> str:
-    parse_label(text)
+def _port_name(text: str) -> str:
+    if len(text) > MAX_PORT_NAME or not PORT_NAME.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is not a port name (at most {MAX_PORT_NAME} of a-z0-9-)")
     return text
 
 
-def _is_list(value: Any) -> str:
-    return "<list>" if isinstance(value, list) else "<mapping>"
+PortName = Annotated[str, AfterValidator(_port_name)]
+PortNumber = Annotated[int, Field(ge=1, le=MAX_PORT)]
 
 
-Address = Annotated[str, AfterValidator(normal_address)]
-Labels = Annotated[
-    Annotated[dict[LabelKey, LabelValue], Tag("<mapping>")]
-    | Annotated[list[Annotated[str, AfterValidator(_label_text)]], Tag("<list>")],
-    Discriminator(_is_list),
+class _NamedPort(Shape):
+    name: PortName
+    port: PortNumber
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+
+_Ports = Annotated[
+    Annotated[dict[PortName, PortNumber], Tag("<mapping>")]
+    | Annotated[list[_NamedPort], Tag("<list>")],
+    Discriminator(is_list),
 ]
 
 
@@ -64,6 +93,10 @@ class _Endpoint(Shape):
     address: Optional[Address] = None
     addresses: Optional[Annotated[list[Address], Field(min_length=1, max_length=2)]] = None
     labels: Optional[Labels] = None
+    namespace: Optional[KubernetesName] = None
+    ports: Optional[_Ports] = None
+    enforcement: Enforcement = "default"
+    audit: bool = False
 
     @model_validator(mode="after")
     def _has_addresses(self) -> Self:
@@ -77,23 +110,48 @@ class _Endpoint(Shape):
         return self
 
     def label_set(self) -> LabelSet:
-        """Raises ValueError for two labels of one key, or a reserved one beside others."""
-        if isinstance(self.labels, dict):
-            labels: Iterable[Label] = [make_label(*item) for item in self.labels.items()]
-        else:
-            labels = [parse_label(text) for text in self.labels or ()]
+        """Raises ValueError for two labels of one key, or a reserved one beside others.
+
+        Nodes have labels beside theirs, for a nodeSelector to choose by.
+        """
+        labels = labels_of(self.labels)
+        if self.namespace is not None:
+            labels.append(Label(POD_NAMESPACE, self.namespace, K8S))
         found = label_set(labels)
-        if found.reserved and found not in reserved_labels().values():
+        reserved = label_set(label for label in found if label.source == RESERVED)
+        if not found.reserved:
+            return found
+        if reserved not in reserved_labels().values():
             known = ", ".join(RESERVED_IDENTITIES)
-            raise ValueError(f"a reserved: label stands alone, and is one of {known}")
+            raise ValueError(f"an endpoint has one reserved: label at most, of {known}")
+        if found != reserved and next(iter(reserved)).key not in _NODES:
+            raise ValueError(f"{reserved} stands alone; only {' and '.join(_NODES)} have others")
         return found
 
+    def named_ports(self) -> tuple[NamedPort, ...]:
+        if isinstance(self.ports, dict):
+            return tuple(NamedPort(*item) for item in self.ports.items())
+        return tuple(NamedPort(p.name, p.port, p.protocol) for p in self.ports or ())
 
-class _File(Shape):
-    endpoints: list[_Endpoint]
+
+_NODES = ("host", "remote-node")
+"""The reserved labels that a node's own labels may stand beside."""
 
 
-_FIELDS: Fields = {"": _File, "endpoints": _Endpoint}
+class File(Shape):
+    """A file of endpoints, services, or both."""
+
+    endpoints: Optional[list[_Endpoint]] = None
+    services: Optional[list[ServiceEntry]] = None
+
+    @model_validator(mode="after")
+    def _has_something(self) -> Self:
+        if self.endpoints is None and self.services is None:
+            raise PydanticCustomError("endpoints", "needs 'endpoints', 'services', or both")
+        return self
+
+
+_FIELDS: Fields = {"": File, "endpoints": _Endpoint, "services": ServiceEntry, "ports": _NamedPort}
 
 
 def load_endpoints(documents: Iterable[Document]) -> list[Endpoint]:
@@ -103,21 +161,52 @@ def load_endpoints(documents: Iterable[Document]) -> list[Endpoint]:
     taken: dict[str, Place] = {}
     for document in documents:
         try:
-            parsed = check(_File, document, _FIELDS)
+            parsed = check(File, document, _FIELDS)
         except DocumentError as error:
             problems += error.problems
             continue
-        for index, item in enumerate(parsed.endpoints):
+        for index, item in enumerate(parsed.endpoints or ()):
             place = document.place(("endpoints", index))
             addresses = (item.address,) if item.address else tuple(item.addresses or ())
             for address in addresses:
                 first = taken.setdefault(address, place)
                 if first is not place:
                     problems.append(Problem(place, f"{address} is taken already: {first}"))
-            endpoints.append(Endpoint(addresses, item.label_set(), place))
+            endpoints.append(
+                Endpoint(
+                    addresses,
+                    item.label_set(),
+                    place,
+                    item.named_ports(),
+                    item.enforcement,
+                    item.audit,
+                )
+            )
     if problems:
         raise DocumentError(problems)
     return endpoints
+
+
+def load_services(documents: Iterable[Document]) -> ServiceTable:
+    """The services of `documents`. Raises DocumentError for what is wrong with them."""
+    entries: list[ServiceEntry] = []
+    problems: list[Problem] = []
+    taken: dict[tuple[str, str], Place] = {}
+    for document in documents:
+        try:
+            parsed = check(File, document, _FIELDS)
+        except DocumentError as error:
+            problems += error.problems
+            continue
+        for index, item in enumerate(parsed.services or ()):
+            place = document.place(("services", index))
+            first = taken.setdefault((item.namespace or "", item.name), place)
+            if first is not place:
+                problems.append(Problem(place, f"{item.name!r} is a service already: {first}"))
+            entries.append(item)
+    if problems:
+        raise DocumentError(problems)
+    return ServiceTable(entries)
 
 
 def with_extra(endpoints: list[Endpoint], addresses: Iterable[str]) -> list[Endpoint]:

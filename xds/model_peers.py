@@ -18,8 +18,8 @@ MAX_PORT = 65535
 MAX_PREFIX_TEXT = 64
 """Longest CIDR as text, characters; the longest real one has 43."""
 
-_PORT_NAME = re.compile("(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
-_MAX_PORT_NAME = 15
+PORT_NAME = re.compile("(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+MAX_PORT_NAME = 15
 """Longest port name, characters (RFC 6335 section 5.1)."""
 
 _ICMP_TYPES = {
@@ -53,12 +53,12 @@ def _port(value: Any) -> int | str:
     text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     if re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT:
         return int(text)
-    if len(text) <= _MAX_PORT_NAME and _PORT_NAME.fullmatch(text):
+    if len(text) <= MAX_PORT_NAME and PORT_NAME.fullmatch(text):
         return text
     if re.fullmatch("[-0-9.]*", text):
         raise ValueError(f"must be a port number from 0 (any) to {MAX_PORT}")
     raise ValueError(
-        f"{text[:80]!r} is neither a port number nor a port's name (at most {_MAX_PORT_NAME} of "
+        f"{text[:80]!r} is neither a port number nor a port's name (at most {MAX_PORT_NAME} of "
         "a-z, 0-9 and '-')"
     )
 

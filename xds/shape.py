@@ -123,6 +123,8 @@ _MESSAGES = {
     "string_type": "must be text, not {value}; put it in quotes",
     "string_too_short": "must not be empty",
     "int_type": "must be a whole number, not {value}",
+    "greater_than_equal": "must be at least {ge}, not {value}",
+    "less_than_equal": "must be at most {le}, not {value}",
     "list_type": "must be a list (its items start with '- ')",
     "model_type": "must be a mapping of fields, not {value}",
     "dict_type": "must be a mapping of fields, not {value}",

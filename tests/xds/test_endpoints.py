@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xds.endpoints import Endpoint, load_endpoints, with_extra
+from xds.endpoints import Endpoint, NamedPort, load_endpoints, with_extra
 from xds.labels import label_set, parse_label
 from xds.source import DocumentError, read_documents
 
@@ -54,8 +54,25 @@ def test_reserved_label_alone() -> None:
         ("{address: 1.2.3.4, labels: ['a b=x']}", "labels[0]: 'a b' has a space"),
         ("{address: 1.2.3.4, labels: x}", "labels: must be a mapping"),
         ("{address: 1.2.3.4, labels: ['k8s:a=1', 'a=2']}", "two labels have the key 'a'"),
-        ("{address: 1.2.3.4, labels: ['reserved:nope']}", "a reserved: label stands alone"),
-        ("{address: 1.2.3.4, labels: ['reserved:host', a]}", "a reserved: label stands alone"),
+        ("{address: 1.2.3.4, labels: ['reserved:nope']}", "an endpoint has one reserved: label"),
+        (
+            "{address: 1.2.3.4, labels: ['reserved:world', a]}",
+            "reserved:world= stands alone; only h",
+        ),
+        (
+            "{address: 1.2.3.4, labels: ['reserved:host', 'reserved:world']}",
+            "an endpoint has one reserved: label at most, of unknown, host",
+        ),
+        ("{address: 1.2.3.4, ports: {A: 1}}", "ports.A: 'A' is not a port name"),
+        (
+            "{address: 1.2.3.4, ports: {a: 0}}",
+            "ports.a: must be at least 1, not 0",
+        ),
+        ("{address: 1.2.3.4, enforcement: no}", "enforcement: must be 'default', 'always' or 'ne"),
+        (
+            "{address: 1.2.3.4, namespace: n, labels: {io.kubernetes.pod.namespace: m}}",
+            "two labels have the key 'io.kubernetes.pod.namespace'",
+        ),
         ("{address: 1.2.3.4}, {addresses: [1.2.3.4]}", "1.2.3.4 is taken already: e.yaml:1:13"),
     ],
 )
@@ -63,6 +80,26 @@ def test_refused(item: str, message: str) -> None:
     with pytest.raises(DocumentError) as caught:
         load(f"endpoints: [{item}]")
     assert message in str(caught.value)
+
+
+def test_a_node_has_labels_of_its_own() -> None:
+    (node,) = load("endpoints: [{address: 127.0.0.1, labels: ['reserved:host', 'k8s:type=a']}]")
+    assert str(node.labels) == "reserved:host= k8s:type=a"
+
+
+def test_namespace_ports_and_modes() -> None:
+    one, two = load(
+        "endpoints:\n"
+        "- {address: 10.0.0.1, namespace: default, ports: {http: 80}, enforcement: always}\n"
+        "- address: 10.0.0.2\n"
+        "  ports: [{name: dns, port: 53, protocol: UDP}]\n"
+        "  audit: true\n"
+    )
+    assert str(one.labels) == "k8s:io.kubernetes.pod.namespace=default"
+    assert one.ports == (NamedPort("http", 80, "TCP"),)
+    assert (one.enforcement, one.audit) == ("always", False)
+    assert two.ports == (NamedPort("dns", 53, "UDP"),)
+    assert (two.enforcement, two.audit) == ("default", True)
 
 
 @pytest.mark.parametrize("text", ["a: 1", "[]", "endpoints:", "endpoints: {}"])
