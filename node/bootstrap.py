@@ -8,7 +8,7 @@ with the parser and tcp_proxy, one cluster with the upstream, the admin interfac
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -72,6 +72,20 @@ CONNECT_FAILURE = "connect-failure:"
 
 
 @dataclass(frozen=True, slots=True)
+class RecordConfig:
+    """Where connections are recorded, a file each (proxylib.tap).
+
+    limit: bytes of each; connections: how many; redact: regular expressions of what
+    is made unreadable.
+    """
+
+    folder: Path
+    limit: int
+    connections: int
+    redact: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FilterConfig:
     """What the parser's filter is told; the JSON that the library reads.
 
@@ -87,6 +101,7 @@ class FilterConfig:
     policy_name: str = ""
     destination: Address | None = None
     parser_modules: tuple[Path, ...] = ()
+    record: RecordConfig | None = None
 
     def to_json(self) -> str:
         values: dict[str, object] = {
@@ -102,6 +117,8 @@ class FilterConfig:
             values["destination"] = str(self.destination)
         if self.parser_modules:
             values["parser_modules"] = [str(path) for path in self.parser_modules]
+        if self.record is not None:
+            values["record"] = {**asdict(self.record), "folder": str(self.record.folder)}
         return json.dumps(values)
 
 

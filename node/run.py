@@ -79,6 +79,7 @@ class ProxyConfig:
     envoy_log_level: str = "warning"
     egress: bool = False
     watch: bool = True
+    record: bootstrap.RecordConfig | None = None
 
 
 class Proxy:
@@ -164,6 +165,7 @@ class Proxy:
                             ingress=not config.egress,
                             destination=upstream,
                             parser_modules=config.parser.modules,
+                            record=config.record,
                         ),
                         listen=listen,
                         upstream=upstream,

@@ -23,6 +23,7 @@ from proxylib.errors import ConfigError
 from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
 from proxylib.ops import FilterResult
 from proxylib.registry import get_parser_factory, load_parser_file, parser_names
+from proxylib.tap import Recorder, recorder
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class FilterConfig:
     ingress: bool
     policy_name: str
     destination: str
+    recorder: Recorder | None = None
 
     def open(self, remote: str, remote_port: int, local: str, local_port: int) -> Connection | None:
         """A connection that Envoy has accepted; None to close it at once."""
@@ -144,6 +146,8 @@ class FilterConfig:
             connection.log_status(f"Connection closed: {connection.decision.reason}")
             connection.close()
             return None
+        if self.recorder is not None:
+            self.recorder.tap(connection)
         return connection
 
     def close(self) -> None:
@@ -160,6 +164,7 @@ FILTER_KEYS = {
     "policy_name": str,
     "destination": str,
     "parser_modules": list,
+    "record": dict,
 }
 
 
@@ -202,6 +207,7 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         values.get("ingress", True),
         values.get("policy_name", ""),
         values.get("destination", ""),
+        recorder(values["record"]) if "record" in values else None,
     )
 
 

@@ -15,7 +15,7 @@ A script says what each side sends and, below it, what comes of that::
 The left-hand lines are played on a `Host`; the indented ones are what is expected,
 all of it and in this order, and ``closed`` if the engine closes the connection.  A
 difference is shown as a diff of two scripts.  Bytes are written as in a Python
-literal without its quotes (``\r\n``, ``\x00``, ``\\``); blanks at the end of a line
+literal without its quotes (``\r\n``, ``\x00``, ``\\``); blanks at either end of them
 do not count, so one that matters is written ``\x20``.  Blank lines, and lines that
 begin with ``#``, are for the reader.
 """
@@ -112,6 +112,8 @@ def escape(data: bytes) -> str:
     text = repr(data)[2:-1]
     # repr escapes the quote that it chose; scripts have none.
     text = text.replace("\\'", "'")
+    if text.startswith(" "):
+        text = r"\x20" + text[1:]
     return text[:-1] + r"\x20" if text.endswith(" ") else text
 
 

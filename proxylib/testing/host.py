@@ -12,15 +12,27 @@ from dataclasses import dataclass, field
 from proxylib import limits
 from proxylib.connection import MAX_OPS, Connection
 from proxylib.errors import ParserError
+from proxylib.instance import destination_port
 from proxylib.message import Properties, check_value
 from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, FilterResult
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
+from proxylib.recording import Facts
 from proxylib.registry import get_parser_factory
 
 ENDPOINT = "10.0.0.1"
 CLIENT_ID = 100
+
+
+_FACTS = Facts(
+    parser="",
+    src_id=CLIENT_ID,
+    dst_id=1,
+    src_addr="10.0.0.2:34567",
+    dst_addr=f"{ENDPOINT}:80",
+    policy_name=ENDPOINT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,8 @@ class Host:
 
     rules: L7 rules as a policy document has them; None allows everything.
     factory: a factory to use in place of the registered one.
+    policy, facts: a whole policy in place of `rules`, and the connection that it is
+    to judge.
     """
 
     def __init__(
@@ -87,6 +101,8 @@ class Host:
         *,
         deny: Sequence[Mapping[str, str]] = (),
         factory: ParserFactory | None = None,
+        policy: PolicyMap | None = None,
+        facts: Facts = _FACTS,
     ) -> None:
         self.log: list[LogRecord] = []
         self.ops: list[tuple[int, int]] = []
@@ -96,17 +112,17 @@ class Host:
         found = factory or get_parser_factory(parser)
         if found is None:
             raise LookupError(f"no parser {parser!r}")
-        self.instance = _Instance(policy_map(parser, rules, deny=deny))
+        self.instance = _Instance(policy or policy_map(parser, rules, deny=deny))
         self.connection = Connection(
             self.instance,
             parser,
-            ingress=True,
-            src_id=CLIENT_ID,
-            dst_id=1,
-            src_addr="10.0.0.2:34567",
-            dst_addr=f"{ENDPOINT}:80",
-            port=80,
-            policy_name=ENDPOINT,
+            ingress=facts.ingress,
+            src_id=facts.src_id,
+            dst_id=facts.dst_id,
+            src_addr=facts.src_addr,
+            dst_addr=facts.dst_addr,
+            port=destination_port(facts.dst_addr) or 0,
+            policy_name=facts.policy_name,
             log=self._log,
         )
         made = found.create(self.connection)
