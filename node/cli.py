@@ -60,6 +60,8 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
     table={
         "run": ("node.commands.run", "Put a parser between clients and a server, now."),
         "accesslog": ("node.commands.accesslog", "Read the decisions that proxies log."),
+        "record": ("node.commands.record", "The same, and keep what passes in files."),
+        "replay": ("node.commands.replay", "Judge recordings again, off line."),
         "parser": ("node.commands.parser", "List, describe, begin and test parsers."),
         "policy": ("node.commands.policy", "Check policy documents, or serve them."),
         "lib-path": ("node.commands.lib_path", "Print where the shared library is."),

@@ -16,6 +16,7 @@ from node.stopping import Stopped, stop_on_signals
 from proxylib.errors import ProxylibError
 
 if TYPE_CHECKING:
+    from node.bootstrap import RecordConfig
     from node.run import Event
 
 
@@ -125,6 +126,7 @@ def command(
     as_json: bool,
     egress: bool,
     watch: bool,
+    record: RecordConfig | None = None,
 ) -> None:
     """Put PARSER between clients and a server: Envoy, policies and the log, in one command.
 
@@ -169,6 +171,7 @@ def command(
                 envoy_log_level=envoy_log_level,
                 egress=egress,
                 watch=watch,
+                record=record,
             )
             with Proxy(config, on_event=show, on_entries=console.entries) as proxy:
                 proxy.wait()

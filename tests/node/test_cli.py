@@ -48,6 +48,8 @@ def test_help_names_every_command_and_imports_none() -> None:
     [
         ["run"],
         ["accesslog"],
+        ["record"],
+        ["replay"],
         ["parser"],
         ["parser", "list"],
         ["parser", "describe"],
