@@ -26,7 +26,7 @@ from xds.lint import lint
 from xds.policy import Policy
 from xds.server import DiscoveryServer
 from xds.source import Document, DocumentError, Place, Problem, read_documents, read_file
-from xds.stream import StreamStatus
+from xds.subscription import StreamStatus
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -216,13 +216,7 @@ class ControlServer:
         subscriber that refuses it is not reached; `status` has its reason.
         """
 
-        def in_force(subscribers: list[StreamStatus], versions: dict[str, int]) -> bool:
-            live = [stream for stream in subscribers if stream.connected]
-            return {s.type_url for s in live} >= set(streams) and all(
-                s.acked_version == versions[s.type_url] for s in live
-            )
-
-        return self._server.wait(in_force, timeout)
+        return self._server.wait(self._server.revision, timeout, types=streams)
 
     def _apply(self, read: Callable[[], _Documents]) -> Sequence[Problem]:
         with self._changing:

@@ -1,80 +1,116 @@
-"""The gRPC server: NPDS and NPHDS streams on a Unix socket.
+"""The gRPC server: NPDS, NPHDS and ADS streams on a Unix socket, and on TCP if wanted.
 
 An event loop in a thread of its own runs one coroutine per stream; each wakes up
 when its peer says something or when resources are published, and sends what
-`Stream` finds due.  A slow peer skips versions, it never queues them.
+`Stream` finds due.  A slow peer skips versions, it never queues them; one that
+says too much is read at a bounded pace.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-import socket
-import stat
-import tempfile
+import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import grpc
 import grpc.aio
 
 from proxylib.errors import ConfigError
+from xds.ads.types import SHORT_NAMES, TYPES
 from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS
-from xds.stream import Snapshot, Stream, StreamError, StreamStatus
+from xds.listening import bind_tcp, bind_unix, check_socket, inode
+from xds.pace import Pace
+from xds.stream import ADS, DELTA_ADS, NPDS, NPHDS, Service, Stream
+from xds.subscription import Answer, StreamError, StreamStatus
+from xds.world import Resource, Snapshot, World, resource
 
-METHODS = {
-    "cilium.NetworkPolicyDiscoveryService": ("StreamNetworkPolicies", NETWORK_POLICY),
-    "cilium.NetworkPolicyHostsDiscoveryService": (
-        "StreamNetworkPolicyHosts",
-        NETWORK_POLICY_HOSTS,
+log = logging.getLogger(__name__)
+
+METHODS: Mapping[str, tuple[tuple[str, Service], ...]] = {
+    "cilium.NetworkPolicyDiscoveryService": (("StreamNetworkPolicies", NPDS),),
+    "cilium.NetworkPolicyHostsDiscoveryService": (("StreamNetworkPolicyHosts", NPHDS),),
+    "envoy.service.discovery.v3.AggregatedDiscoveryService": (
+        ("StreamAggregatedResources", ADS),
+        ("DeltaAggregatedResources", DELTA_ADS),
     ),
 }
-"""gRPC service -> its method, and the one type that it serves."""
+"""gRPC service -> its methods, and what their streams have."""
 
 MAX_STREAMS = 256
 """Open streams, of all peers together; more are refused with RESOURCE_EXHAUSTED.
-A library instance uses two."""
+A library instance uses two, an Envoy one."""
 
-MAX_REQUEST = 64 << 10
-"""Largest DiscoveryRequest, bytes: the largest thing in one is a NACK's reason."""
+MAX_REQUEST = 1 << 20
+"""Largest request, bytes: ten thousand names with their versions fit."""
 
 MAX_GONE = 256
 """Nodes that are gone and still shown by `streams`, the latest ones."""
 
-_MAX_SOCKET_PATH = 107
-"""Longest path of a Unix socket, bytes (sockaddr_un)."""
+REQUESTS_PER_SECOND, REQUEST_BURST = 100.0, 500
+"""What is read of one stream; a peer that says more has to wait. An Envoy says one
+thing per response and a few per type when it starts."""
+
+EVENTS_PER_SECOND, EVENT_BURST = 5.0, 100
+"""Lines about peers in our log; what a hostile one would add is left out."""
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds after which an unanswered response is an event in the log. Envoy answers when
+its clusters are warm: 15 s at most, by its own default."""
 
 _START_TIMEOUT = 10.0
 """Seconds in which the event loop must answer; it has nothing to wait for."""
+
+Resources = Mapping[str, Iterable[bytes] | Mapping[str, Resource]]
+"""By type URL: serialized messages, or named resources."""
 
 
 class DiscoveryServer:
     """Serves what `publish` was last given to every subscriber.
 
-    socket_path: where to listen. mode: the socket's permissions.
+    socket_path: where to listen. mode: the socket's permissions. group: the group
+    that it is given to, a number; None leaves it ours.
+    tcp: also ``host:port``, a numeric address; port 0 takes a free one. Without
+    `credentials` only a loopback address is taken, since anybody who connects is served.
     """
 
-    def __init__(self, socket_path: Path, *, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        mode: int = 0o600,
+        group: int | None = None,
+        tcp: str = "",
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self._path = socket_path.absolute()
         self._mode = mode
-        # Guards what other threads read: snapshots, streams, and the list of the gone.
+        self._group = group
+        self._tcp = tcp
+        self._credentials = credentials
+        self._tcp_port = 0
+        # Guards what other threads read: the world, streams, and the list of the gone.
         self._changed = threading.Condition()
-        self._snapshots = {url: Snapshot(url) for _, url in METHODS.values()}
+        self._waiters: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._world = World(
+            0, {url: Snapshot(url) for url in (NETWORK_POLICY, NETWORK_POLICY_HOSTS, *TYPES)}
+        )
         self._streams: dict[Stream, asyncio.Event] = {}
         self._gone: OrderedDict[tuple[str, str], StreamStatus] = OrderedDict()
+        self._events = Pace(EVENTS_PER_SECOND, EVENT_BURST)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._server: grpc.aio.Server | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._inode: tuple[int, int] | None = None
 
     def start(self) -> None:
-        """Listen. Raises ConfigError if the socket cannot be had."""
+        """Listen. Raises ConfigError if the socket or the address cannot be had."""
         if self._loop is not None:
             raise ConfigError("the control server is running already")
         check_socket(self._path)
@@ -99,40 +135,90 @@ class DiscoveryServer:
         loop.close()
         self._loop = self._thread = None
         # Not if another server has replaced it in the meantime.
-        if self._inode is not None and _inode(self._path) == self._inode:
+        if self._inode is not None and inode(self._path) == self._inode:
             self._path.unlink(missing_ok=True)
         self._inode = None
         with self._changed:
-            self._changed.notify_all()
+            self._notify()
 
-    def publish(self, resources: Mapping[str, Sequence[bytes]]) -> bool:
-        """Make `resources` (by type URL) current. Types that did not change keep
-        their version; False if none did."""
-        changed = False
+    @property
+    def tcp_port(self) -> int:
+        """The TCP port that it listens on; 0 if it does not."""
+        return self._tcp_port
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that was published."""
         with self._changed:
-            for url, items in resources.items():
-                before = self._snapshots[url]
-                if before.version == 0 or tuple(items) != before.resources:
-                    self._snapshots[url] = Snapshot(url, before.version + 1, tuple(items))
-                    changed = True
-            self._changed.notify_all()
-        if changed and self._loop is not None:
+            return self._world.revision
+
+    def publish(self, resources: Resources, *, revision: int | None = None) -> bool:
+        """Make `resources` (by type URL) current; other types stay as they are.
+
+        Types that did not change keep their version; False if none did. revision:
+        what this state is called from now on, by default the next number if anything
+        changed. Raises ValueError for one that is lower than the last.
+        """
+        named = {url: _named(items) for url, items in resources.items()}
+        with self._changed:
+            before = self._world
+            snapshots = dict(before.snapshots)
+            for url, items in named.items():
+                old = snapshots[url]
+                if old.version == 0 or list(items.items()) != list(old.resources.items()):
+                    snapshots[url] = Snapshot(url, old.version + 1, items)
+            changed = any(snapshots[url] is not before.snapshots[url] for url in snapshots)
+            number = before.revision + changed if revision is None else revision
+            if number < before.revision:
+                raise ValueError(f"revision {number} after revision {before.revision}")
+            self._world = World(number, snapshots)
+            self._notify()
+        if self._loop is not None:
             self._loop.call_soon_threadsafe(self._wake_all)
         return changed
 
     def versions(self) -> dict[str, int]:
-        """The current version of each type."""
+        """The current version of each type that was published."""
         with self._changed:
-            return {url: snapshot.version for url, snapshot in self._snapshots.items()}
+            snapshots = self._world.snapshots.items()
+            return {url: snapshot.version for url, snapshot in snapshots if snapshot.version}
 
     def streams(self) -> list[StreamStatus]:
-        """Every subscriber, and the latest ones that are gone."""
+        """What every subscriber has of each type, and the latest subscribers that are gone."""
         with self._changed:
             live = list(self._live())
             back = {(status.node_id, status.type_url) for status in live}
             return live + [status for key, status in self._gone.items() if key not in back]
 
-    def wait(
+    def wait(self, revision: int, timeout: float, *, types: Collection[str] = ()) -> bool:
+        """Wait until `revision` is in force everywhere; False after `timeout` seconds.
+
+        That is: every connected subscriber has accepted all of it that concerns it.
+        One that refuses it is not reached; `streams` has its reason.
+        types: type URLs that at least one subscriber each must have asked for.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self._reached(revision, types), timeout=timeout)
+
+    async def wait_async(
+        self, revision: int, timeout: float, *, types: Collection[str] = ()
+    ) -> bool:
+        """`wait` for a coroutine, on any event loop; it holds no thread."""
+        event = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                with self._changed:
+                    self._waiters[event] = asyncio.get_running_loop()
+                try:
+                    while not self._reached(revision, types):
+                        await event.wait()
+                        event.clear()
+                finally:
+                    with self._changed:
+                        del self._waiters[event]
+        return self._reached(revision, types)
+
+    def wait_until(
         self, check: Callable[[list[StreamStatus], dict[str, int]], bool], timeout: float
     ) -> bool:
         """Wait up to `timeout` seconds until `check(streams, versions)` is true."""
@@ -141,11 +227,25 @@ class DiscoveryServer:
                 lambda: check(self.streams(), self.versions()), timeout=timeout
             )
 
+    def _reached(self, revision: int, types: Collection[str]) -> bool:
+        with self._changed:
+            live = list(self._live())
+        return {status.type_url for status in live} >= set(types) and all(
+            status.revision >= revision for status in live
+        )
+
+    def _notify(self) -> None:
+        """Wake everybody who waits; the condition is held."""
+        self._changed.notify_all()
+        for event, loop in self._waiters.items():
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(event.set)
+
     def _live(self) -> Iterator[StreamStatus]:
         for stream in self._streams:
-            status = stream.status()
-            if status is not None:
-                yield status
+            yield from stream.statuses()
+
+    # -- the event loop's thread ---------------------------------------------------------
 
     async def _listen(self) -> None:
         server = grpc.aio.server(
@@ -154,29 +254,30 @@ class DiscoveryServer:
                 ("grpc.max_receive_message_length", MAX_REQUEST),
                 # The state of the world grows with the number of endpoints.
                 ("grpc.max_send_message_length", -1),
+                # A port that somebody has is an error, not to be shared.
+                ("grpc.so_reuseport", 0),
             ],
         )
         server.add_generic_rpc_handlers(tuple(self._handlers()))
+        where = str(self._path)
         try:
-            self._bind(server)
+            bind_unix(server, self._path, mode=self._mode, group=self._group)
+            self._inode = inode(self._path)
+            if self._tcp:
+                where = self._tcp
+                self._tcp_port = bind_tcp(server, self._tcp, self._credentials)
         except (OSError, RuntimeError) as error:
-            raise ConfigError(f"{self._path}: cannot listen there: {error}") from error
-        self._inode = _inode(self._path)
+            raise ConfigError(f"{where}: cannot listen there: {error}") from error
         await server.start()
         self._server = server
-
-    def _bind(self, server: grpc.aio.Server) -> None:
-        # Bound out of others' sight, and moved into place when its permissions are right.
-        # gRPC removes the name that it has bound, whoever's that is by then: not ours.
-        with tempfile.TemporaryDirectory(prefix=".", dir=self._path.parent) as private:
-            bound = Path(private) / "s"
-            if len(os.fsencode(bound)) > _MAX_SOCKET_PATH:
-                raise ConfigError(f"{self._path}: the path of its directory is too long")
-            server.add_insecure_port("unix:" + quote(str(bound)))
-            bound.chmod(self._mode)
-            bound.rename(self._path)
+        self._watcher = asyncio.create_task(self._watch_answers())
 
     async def _close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
         if self._server is not None:
             await self._server.stop(grace=None)
             self._server = None
@@ -186,19 +287,22 @@ class DiscoveryServer:
             wake.set()
 
     def _handlers(self) -> Iterator[grpc.GenericRpcHandler[bytes, bytes]]:
-        for service, (method, url) in METHODS.items():
-            # Raw bytes: Stream parses, and answers garbage in words.
-            handler = grpc.stream_stream_rpc_method_handler(self._behaviour(url))
-            yield grpc.method_handlers_generic_handler(service, {method: handler})
+        for name, methods in METHODS.items():
+            handlers = {
+                # Raw bytes: Stream parses, and answers garbage in words.
+                method: grpc.stream_stream_rpc_method_handler(self._behaviour(service))
+                for method, service in methods
+            }
+            yield grpc.method_handlers_generic_handler(name, handlers)
 
-    def _behaviour(self, url: str) -> Callable[[AsyncIterator[bytes], Any], Any]:
+    def _behaviour(self, service: Service) -> Callable[[AsyncIterator[bytes], Any], Any]:
         async def serve(requests: AsyncIterator[bytes], context: Any) -> None:
-            await self._serve(url, requests, context)
+            await self._serve(service, requests, context)
 
         return serve
 
-    async def _serve(self, url: str, requests: AsyncIterator[bytes], context: Any) -> None:
-        stream, wake = Stream(url), asyncio.Event()
+    async def _serve(self, service: Service, requests: AsyncIterator[bytes], context: Any) -> None:
+        stream, wake = Stream(service), asyncio.Event()
         with self._changed:
             self._streams[stream] = wake
         reader = asyncio.create_task(self._read(stream, requests, wake))
@@ -206,14 +310,15 @@ class DiscoveryServer:
             while not reader.done():
                 wake.clear()
                 with self._changed:
-                    response = stream.respond(self._snapshots[url])
-                    self._changed.notify_all()
+                    response = stream.respond(self._world)
+                    self._notify()
                 if response is not None:
                     await context.write(response)
                 else:
                     await wake.wait()
             error = reader.exception()
             if isinstance(error, StreamError):
+                self._event("%s: stream ended: %s", _name(stream), error)
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             reader.cancel()
@@ -224,60 +329,74 @@ class DiscoveryServer:
     async def _read(
         self, stream: Stream, requests: AsyncIterator[bytes], wake: asyncio.Event
     ) -> None:
+        pace, slowed = Pace(REQUESTS_PER_SECOND, REQUEST_BURST), False
         try:
             async for data in requests:
                 with self._changed:
-                    stream.receive(data)
-                    self._changed.notify_all()
+                    ignored = len(stream.ignored)
+                    answer = stream.receive(data)
+                    self._notify()
                 wake.set()
+                if answer is not None:
+                    self._answered(stream, answer)
+                if len(stream.ignored) > ignored:
+                    self._event("%s: asks for a type not served here", _name(stream))
+                delay = pace.delay(time.monotonic())
+                if delay:
+                    if not slowed:
+                        self._event("%s: too many requests, slowed down", _name(stream))
+                    slowed = True
+                    await asyncio.sleep(delay)
         finally:
             wake.set()
+
+    async def _watch_answers(self) -> None:
+        told: set[tuple[Stream, str, float]] = set()
+        while True:
+            await asyncio.sleep(ANSWER_TIMEOUT / 2)
+            before = time.time() - ANSWER_TIMEOUT
+            with self._changed:
+                late = {
+                    (stream, status.type_url, status.pending_since)
+                    for stream in self._streams
+                    for status in stream.statuses()
+                    if status.pending_since is not None and status.pending_since < before
+                }
+            for stream, url, _ in late - told:
+                self._event("%s: %s sent and not answered", _name(stream), SHORT_NAMES[url])
+            told = late
+
+    def _answered(self, stream: Stream, answer: Answer) -> None:
+        if answer.reason:
+            what = f"{SHORT_NAMES[answer.type_url]} version {answer.version}"
+            reason = " ".join(answer.reason.split())
+            self._event("%s: refuses %s: %s", _name(stream), what, reason)
+
+    def _event(self, message: str, *arguments: object) -> None:
+        if self._events.allows(time.monotonic()):
+            log.warning(message, *arguments)
 
     def _forget(self, stream: Stream) -> None:
         with self._changed:
             del self._streams[stream]
-            status = stream.status()
-            if status is not None:
+            for status in stream.statuses():
                 key = (status.node_id, status.type_url)
                 self._gone.pop(key, None)
                 self._gone[key] = status.gone()
                 while len(self._gone) > MAX_GONE:
                     self._gone.popitem(last=False)
-            self._changed.notify_all()
+            self._notify()
 
 
-def check_socket(path: Path) -> None:
-    """Raise ConfigError, saying what to do, unless a socket can be put at `path`.
-
-    One that nobody listens on may be replaced; anything else that is there not.
-    """
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise ConfigError(f"{path}: a socket's path is at most {_MAX_SOCKET_PATH} bytes long")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: the directory {path.parent} does not exist")
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path}: is there already, and is not a socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError as error:
-            if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
-                raise ConfigError(f"{path}: cannot be taken over: {error.strerror}") from error
-        else:
-            raise ConfigError(f"{path}: another server listens there; stop it or use another path")
+def _named(items: Iterable[bytes] | Mapping[str, Resource]) -> Mapping[str, Resource]:
+    if isinstance(items, Mapping):
+        return dict(items)
+    return {str(number): resource(str(number), body) for number, body in enumerate(items)}
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _name(stream: Stream) -> str:
+    """The peer, as the log calls it. Its id is its own invention: quoted."""
+    return f"node {stream.node_id!r}"
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,123 +1,157 @@
-"""One xDS stream, state of the world, without I/O: what came in, what is to go out.
+"""One xDS stream without I/O: its node, and a subscription for each type that it names.
 
-Every response has a nonce; a request that repeats it answers that response: ACK,
-or NACK if it has an error_detail.  Anything with another nonce answers what has
-been superseded and says nothing.  A version is sent once: a NACK is not retried,
-and nothing is sent again until the resources change.
+A stream of NPDS or NPHDS has one type; one of ADS has all of Envoy's, and an order
+among them.  `receive` takes a request, `respond` gives the next response that is
+due; the world that it is given is replaced as a whole when anything is published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from proxylib.errors import ProxylibError
 from proxylib.proto import discovery_pb2 as discovery
-
-MAX_REASON = 4096
-"""Longest part of a NACK's reason that is kept, characters."""
+from xds.ads import types
+from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS
+from xds.subscription import (
+    Answer,
+    Delta,
+    Response,
+    StateOfTheWorld,
+    StreamError,
+    StreamStatus,
+    Subscription,
+)
+from xds.world import World
 
 MAX_NODE_ID = 256
 """Longest node id, characters."""
 
-
-class StreamError(ProxylibError):
-    """The peer does not speak the protocol; its stream ends with this text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The resources of one type at one version (0 is "none published yet")."""
-
-    type_url: str
-    version: int = 0
-    resources: Sequence[bytes] = ()
+MAX_IGNORED = 64
+"""Types that we do not serve and a stream may ask for all the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """What one subscriber has. Versions are 0 where there is none.
+class Service:
+    """A discovery service: which types its streams have, and in which variant."""
 
-    `acked_version` is what is in force there: also after a NACK, whose `reason`
-    stays until the subscriber accepts a version.
-    """
+    types: tuple[str, ...]
+    incremental: bool = False
 
-    node_id: str
-    type_url: str
-    sent_version: int = 0
-    acked_version: int = 0
-    nacked_version: int = 0
-    reason: str = ""
-    connected: bool = True
+    @property
+    def only(self) -> str:
+        """The one type that a stream need not name; empty if there are several."""
+        return self.types[0] if len(self.types) == 1 else ""
 
-    def gone(self) -> StreamStatus:
-        """The same, of a subscriber that has left."""
-        return replace(self, connected=False)
+
+NPDS = Service((NETWORK_POLICY,))
+NPHDS = Service((NETWORK_POLICY_HOSTS,))
+ADS = Service(types.TYPES)
+DELTA_ADS = Service(types.TYPES, incremental=True)
+
+_WHOLE = types.WHOLE | {NETWORK_POLICY, NETWORK_POLICY_HOSTS}
 
 
 class Stream:
-    """A subscriber of one type. Call `receive` for requests, `respond` when woken."""
+    """A subscriber. `clock`: seconds since 1970."""
 
-    def __init__(self, type_url: str) -> None:
-        self._type_url = type_url
-        self._subscribed = False
-        self._node_id = ""
-        self._nonce = 0
-        self._sent = 0
-        self._acked = 0
-        self._nacked = 0
-        self._reason = ""
+    def __init__(self, service: Service, *, clock: Callable[[], float] = time.time) -> None:
+        self.service = service
+        self.node_id = ""
+        self.ignored: set[str] = set()
+        self._clock = clock
+        self._heard = False
+        self._subscriptions: dict[str, Subscription] = {}
 
-    def receive(self, data: bytes) -> None:
-        """Take a serialized DiscoveryRequest. Raises StreamError if it makes no sense."""
-        request = discovery.DiscoveryRequest()
+    def receive(self, data: bytes) -> Answer | None:
+        """Take a serialized request; the answer to a response that it gives, if any.
+
+        Raises StreamError if it makes no sense.
+        """
+        request = self._parse(data)
+        if not self._heard:
+            if len(request.node.id) > MAX_NODE_ID:
+                raise StreamError(f"the node id is longer than {MAX_NODE_ID} characters")
+            self.node_id, self._heard = request.node.id, True
+        url = request.type_url or self.service.only
+        if url not in self.service.types:
+            self._ignore(url)
+            return None
+        if url not in self._subscriptions:
+            variant = Delta if self.service.incremental else StateOfTheWorld
+            self._subscriptions[url] = variant(url, whole=url in _WHOLE, clock=self._clock)
+        return self._subscriptions[url].take(request)
+
+    def respond(self, world: World) -> bytes | None:
+        """The serialized response that is due next, if any; it counts as sent."""
+        while True:
+            before = self._in_force(world)
+            response = self._next(world)
+            if response is not None:
+                for url, name in response.refreshes:
+                    if url in self._subscriptions:
+                        self._subscriptions[url].refresh(name)
+                return response.data
+            # What has just turned out to be in force may let something else go.
+            if self._in_force(world) == before:
+                break
+        for url in before:
+            self._subscriptions[url].revision = world.revision
+        return None
+
+    def _in_force(self, world: World) -> list[str]:
+        items = self._subscriptions.items()
+        return [url for url, item in items if item.in_force(world.of(url))]
+
+    def _next(self, world: World) -> Response | None:
+        for url in self.service.types:
+            subscription = self._subscriptions.get(url)
+            if subscription is not None and self._may_send(url):
+                may_remove = self._may_remove(subscription, world)
+                response = subscription.respond(world.of(url), may_remove=may_remove)
+                if response is not None:
+                    return response
+        return None
+
+    def statuses(self) -> Sequence[StreamStatus]:
+        """What the subscriber has, for each type that it has asked for."""
+        return [item.status(self.node_id) for item in self._subscriptions.values()]
+
+    def _parse(self, data: bytes) -> Any:
+        incremental = self.service.incremental
+        kind = discovery.DeltaDiscoveryRequest if incremental else discovery.DiscoveryRequest
+        request = kind()
         try:
             request.ParseFromString(data)
         except Exception as error:
-            raise StreamError("not a DiscoveryRequest") from error
-        if request.type_url not in ("", self._type_url):
-            raise StreamError(
-                f"this stream serves {self._type_url}, not {request.type_url[:MAX_NODE_ID]!r}"
-            )
-        if any(name != "*" for name in request.resource_names):
-            raise StreamError("only all resources can be subscribed to, not single names")
-        if not self._subscribed:
-            # Whatever nonce it has is from another stream.
-            self._subscribe(request.node.id)
-        elif self._sent and request.response_nonce == str(self._nonce):
-            self._answered(request)
+            raise StreamError(f"not a {kind.__name__}") from error
+        return request
 
-    def _subscribe(self, node_id: str) -> None:
-        if len(node_id) > MAX_NODE_ID:
-            raise StreamError(f"the node id is longer than {MAX_NODE_ID} characters")
-        self._node_id = node_id
-        self._subscribed = True
+    def _ignore(self, url: str) -> None:
+        shown = repr(url[:MAX_NODE_ID])
+        if self.service.only:
+            raise StreamError(f"this stream serves {self.service.only}, not {shown}")
+        if not url:
+            raise StreamError("a request on an aggregated stream must name its type_url")
+        if url in self.ignored:
+            return
+        if len(self.ignored) >= MAX_IGNORED or len(url) > MAX_NODE_ID:
+            raise StreamError(f"too many types that are not served here, the last one {shown}")
+        self.ignored.add(url)
 
-    def _answered(self, request: discovery.DiscoveryRequest) -> None:
-        if request.HasField("error_detail"):
-            self._nacked = self._sent
-            self._reason = request.error_detail.message[:MAX_REASON] or "no reason given"
-        else:
-            self._acked = self._sent
-            self._nacked, self._reason = 0, ""
+    def _may_send(self, url: str) -> bool:
+        before = (self._subscriptions.get(other) for other in types.SENT_AFTER.get(url, ()))
+        return all(item is None or item.answered for item in before)
 
-    def respond(self, snapshot: Snapshot) -> bytes | None:
-        """The serialized DiscoveryResponse that is due, if any; it counts as sent."""
-        if not self._subscribed or snapshot.version in (0, self._sent):
-            return None
-        self._sent = snapshot.version
-        self._nonce += 1
-        response = discovery.DiscoveryResponse(
-            version_info=str(snapshot.version), type_url=self._type_url, nonce=str(self._nonce)
-        )
-        for resource in snapshot.resources:
-            response.resources.add(type_url=self._type_url, value=resource)
-        return response.SerializeToString()
-
-    def status(self) -> StreamStatus | None:
-        """What the subscriber has; None before its first request."""
-        if not self._subscribed:
-            return None
-        return StreamStatus(
-            self._node_id, self._type_url, self._sent, self._acked, self._nacked, self._reason
-        )
+    def _may_remove(self, subscription: Subscription, world: World) -> bool:
+        for url in types.REMOVED_AFTER.get(subscription.type_url, ()):
+            other = self._subscriptions.get(url)
+            # A reconnecting Envoy names its types one after the other: what it brought
+            # along is not touched before it has named those that may need it.
+            if other is None and subscription.claims and url != types.ROUTES:
+                return False
+            if other is not None and not other.in_force(world.of(url)):
+                return False
+        return True

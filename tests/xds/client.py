@@ -18,13 +18,24 @@ METHODS = {POLICY_TYPE: POLICY_METHOD, HOSTS_TYPE: HOSTS_METHOD}
 
 
 class Subscriber:
-    """One stream of type `url`. Sends bytes, so that it can send anything."""
+    """One stream of type `url`. Sends bytes, so that it can send anything.
 
-    def __init__(self, path: Path, url: str = POLICY_TYPE, *, node: str = "n1", method: str = ""):
+    target: where to connect instead of the Unix socket at `path`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        url: str = POLICY_TYPE,
+        *,
+        node: str = "n1",
+        method: str = "",
+        target: str = "",
+    ):
         self.url, self.node = url, node
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._channel = grpc.insecure_channel(
-            f"unix:{quote(str(path))}", options=[("grpc.use_local_subchannel_pool", 1)]
+            target or f"unix:{quote(str(path))}", options=[("grpc.use_local_subchannel_pool", 1)]
         )
         self.call: Any = self._channel.stream_stream(method or METHODS[url], None, None)(
             iter(self._requests.get, None), timeout=30

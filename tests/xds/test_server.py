@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -17,8 +19,12 @@ from proxylib.errors import ConfigError
 from proxylib.npds import HOSTS_TYPE, POLICY_TYPE
 from tests.xds.client import Subscriber
 from xds import server as server_module
-from xds.server import DiscoveryServer, check_socket
-from xds.stream import StreamStatus
+from xds.ads.types import CLUSTER
+from xds.listening import check_socket
+from xds.pace import Pace
+from xds.server import DiscoveryServer
+from xds.subscription import StreamStatus
+from xds.world import Resource, resource, version_of
 
 
 @pytest.fixture
@@ -36,8 +42,18 @@ def server(path: Path) -> Iterator[DiscoveryServer]:
 
 def settle(server: DiscoveryServer, *expected: StreamStatus) -> None:
     """Wait until the server sees exactly these subscribers."""
-    server.wait(lambda streams, _: streams == list(expected), 5)
-    assert server.streams() == list(expected)
+    server.wait_until(lambda streams, _: brief(streams) == list(expected), 5)
+    assert brief(server.streams()) == list(expected)
+
+
+def brief(streams: list[StreamStatus]) -> list[StreamStatus]:
+    """Without times, and without the revisions that `test_wait` looks at."""
+    return [replace(status, pending_since=None, revision=0) for status in streams]
+
+
+def version(*bodies: bytes) -> str:
+    """What subscribers are told as the version of these resources."""
+    return version_of(resource(str(n), body) for n, body in enumerate(bodies))
 
 
 def test_ack_nack_and_push(server: DiscoveryServer, path: Path) -> None:
@@ -46,20 +62,23 @@ def test_ack_nack_and_push(server: DiscoveryServer, path: Path) -> None:
         settle(server, StreamStatus("n1", POLICY_TYPE))
         assert server.publish({POLICY_TYPE: [b"one"]})
         first = client.receive()
-        assert (first.version_info, [r.value for r in first.resources]) == ("1", [b"one"])
+        assert (first.version_info, [r.value for r in first.resources]) == (
+            version(b"one"),
+            [b"one"],
+        )
         client.ack(first)
         settle(server, StreamStatus("n1", POLICY_TYPE, 1, 1))
 
         assert not server.publish({POLICY_TYPE: [b"one"]}), "nothing is new"
         assert server.publish({POLICY_TYPE: [b"two"]})
         second = client.receive()
-        assert second.version_info == "2"
+        assert second.version_info == version(b"two")
         client.send(second.nonce, "1", "no good")
         settle(server, StreamStatus("n1", POLICY_TYPE, 2, 1, 2, "no good"))
 
         server.publish({POLICY_TYPE: [b"three"]})
         third = client.receive()
-        assert third.version_info == "3", "and not the refused one again"
+        assert third.version_info == version(b"three"), "and not the refused one again"
         client.ack(third)
         settle(server, StreamStatus("n1", POLICY_TYPE, 3, 3))
 
@@ -69,9 +88,9 @@ def test_types_have_versions_of_their_own(server: DiscoveryServer, path: Path) -
     server.publish({POLICY_TYPE: [b"q"], HOSTS_TYPE: [b"h"]})
     assert server.versions() == {POLICY_TYPE: 2, HOSTS_TYPE: 1}
     with Subscriber(path, POLICY_TYPE) as policies, Subscriber(path, HOSTS_TYPE) as hosts:
-        assert policies.subscribe().version_info == "2"
+        assert policies.subscribe().version_info == version(b"q")
         response = hosts.subscribe()
-        assert (response.version_info, response.type_url) == ("1", HOSTS_TYPE)
+        assert (response.version_info, response.type_url) == (version(b"h"), HOSTS_TYPE)
         assert [resource.value for resource in response.resources] == [b"h"]
 
 
@@ -115,8 +134,8 @@ def test_only_so_many_of_the_gone_are_remembered(
     for node in "abc":
         with Subscriber(path, node=node) as client:
             client.send()
-            server.wait(lambda streams, _: any(s.connected for s in streams), 5)
-        server.wait(lambda streams, _: not any(s.connected for s in streams), 5)
+            server.wait_until(lambda streams, _: any(s.connected for s in streams), 5)
+        server.wait_until(lambda streams, _: not any(s.connected for s in streams), 5)
     assert [status.node_id for status in server.streams()] == ["b", "c"]
 
 
@@ -129,7 +148,7 @@ def test_nonsense_ends_only_its_stream(server: DiscoveryServer, path: Path, data
         code, _ = bad.end()
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         server.publish({POLICY_TYPE: [b"two"]})
-        assert good.receive().version_info == "2"
+        assert good.receive().version_info == version(b"two")
 
 
 def test_oversized_request(server: DiscoveryServer, path: Path) -> None:
@@ -170,7 +189,7 @@ def test_client_that_never_reads_holds_nobody_up(server: DiscoveryServer, path: 
         for n in range(1, 30):
             server.publish({POLICY_TYPE: [bytes([n]) * 1_000_000]})
             good.ack(good.receive())
-        assert server.wait(
+        assert server.wait_until(
             lambda streams, versions: any(
                 s.node_id == "good" and s.acked_version == versions[POLICY_TYPE] for s in streams
             ),
@@ -194,7 +213,7 @@ def test_stop_ends_streams_at_once_and_start_again_works(path: Path) -> None:
     server.publish({POLICY_TYPE: [b"one"]})
     server.start()
     with Subscriber(path) as client:
-        assert client.subscribe().version_info == "1"
+        assert client.subscribe().version_info
     server.stop()
     assert not [t for t in threading.enumerate() if t.name == "xds"]
 
@@ -222,7 +241,7 @@ def test_live_socket_is_refused_and_stays(server: DiscoveryServer, path: Path) -
     other.stop()
     server.publish({POLICY_TYPE: []})
     with Subscriber(path) as client:
-        assert client.subscribe().version_info == "1"
+        assert client.subscribe().version_info
 
 
 def test_stale_socket_is_replaced(path: Path) -> None:
@@ -286,6 +305,189 @@ def test_paths_with_unusual_names(short_path: Path, name: str) -> None:
         assert path.is_socket()
         server.publish({POLICY_TYPE: []})
         with Subscriber(path) as client:
-            assert client.subscribe().version_info == "1"
+            assert client.subscribe().version_info
     finally:
         server.stop()
+
+
+# -- ADS, waiting, and peers that misbehave --------------------------------------------------
+
+STREAM_ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+
+def ads(path: Path, url: str = CLUSTER, **options: str) -> Subscriber:
+    return Subscriber(path, url, method=STREAM_ADS, **options)
+
+
+def named(*bodies: bytes) -> dict[str, Resource]:
+    return {body.decode(): resource(body.decode(), body) for body in bodies}
+
+
+def test_ads_and_npds_are_served_side_by_side(server: DiscoveryServer, path: Path) -> None:
+    server.publish({POLICY_TYPE: [b"policy"], CLUSTER: named(b"a", b"b")})
+    with Subscriber(path) as library, ads(path, node="envoy") as envoy:
+        assert [r.value for r in library.subscribe().resources] == [b"policy"]
+        response = envoy.subscribe()
+        assert [(r.type_url, r.value) for r in response.resources] == [
+            (CLUSTER, b"a"),
+            (CLUSTER, b"b"),
+        ]
+        assert not server.wait(1, 0.05), "neither has answered"
+        envoy.ack(response)
+        assert not server.wait(1, 0.05), "the library has not answered"
+
+
+def test_wait(server: DiscoveryServer, path: Path) -> None:
+    assert server.wait(0, 0), "nobody is there, and nothing is published"
+    assert not server.wait(0, 0.01, types=[POLICY_TYPE])
+    server.publish({POLICY_TYPE: [b"one"], CLUSTER: named(b"a")})
+    assert server.revision == 1
+    with Subscriber(path) as library, ads(path, node="envoy") as envoy:
+        library.ack(library.subscribe())
+        envoy.ack(envoy.subscribe())
+        assert server.wait(1, 5, types=[POLICY_TYPE, CLUSTER])
+        server.publish({CLUSTER: named(b"b")})
+        assert not server.wait(2, 0.05)
+        refused = envoy.receive()
+        envoy.send(refused.nonce, error="cluster b: no good")
+        settled = server.wait_until(lambda streams, _: any(s.reason for s in streams), 5)
+        assert settled
+        assert not server.wait(2, 0.05)
+        assert server.wait(1, 0)
+        (status,) = (s for s in server.streams() if s.reason)
+        assert (status.node_id, status.type_url, status.refused) == ("envoy", CLUSTER, ("b",))
+        server.publish({CLUSTER: named(b"c")}, revision=7)
+        envoy.ack(envoy.receive())
+        assert server.wait(7, 5)
+    with pytest.raises(ValueError, match="revision 6 after revision 7"):
+        server.publish({}, revision=6)
+
+
+def test_wait_async(server: DiscoveryServer, path: Path) -> None:
+    async def waiting(client: Subscriber) -> list[bool]:
+        """Many at once, and one that gives up; then the answer that they wait for."""
+        tries = [asyncio.create_task(server.wait_async(1, 10)) for _ in range(50)]
+        early = await server.wait_async(1, 0.01)
+        await asyncio.to_thread(lambda: client.ack(client.receive()))
+        return [early, *await asyncio.gather(*tries)]
+
+    server.publish({POLICY_TYPE: [b"one"]})
+    with Subscriber(path) as client:
+        client.send()
+        settle(server, StreamStatus("n1", POLICY_TYPE, 1))
+        assert asyncio.run(waiting(client)) == [False] + [True] * 50
+
+
+def test_tcp(path: Path) -> None:
+    server = DiscoveryServer(path, tcp="127.0.0.1:0")
+    server.start()
+    try:
+        server.publish({CLUSTER: named(b"a")})
+        assert server.tcp_port
+        with ads(path, target=f"127.0.0.1:{server.tcp_port}") as client:
+            assert [r.value for r in client.subscribe().resources] == [b"a"]
+        other = DiscoveryServer(path.with_name("other"), tcp=f"127.0.0.1:{server.tcp_port}")
+        with pytest.raises(ConfigError, match="cannot listen there"):
+            other.start()
+        assert not path.with_name("other").exists()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("0.0.0.0:0", "anybody could connect"), ("localhost:0", "numeric"), ("7", "numeric")],
+)
+def test_tcp_only_where_nobody_else_can_connect(path: Path, address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DiscoveryServer(path, tcp=address).start()
+    assert not path.exists()
+
+
+def test_socket_s_group(path: Path) -> None:
+    group = os.getgroups()[-1] if os.getgroups() else os.getgid()
+    server = DiscoveryServer(path, mode=0o660, group=group)
+    server.start()
+    try:
+        assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (group, 0o660)
+    finally:
+        server.stop()
+
+
+def test_flood_is_slowed_down_and_harms_nobody(
+    server: DiscoveryServer,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(server_module, "REQUEST_BURST", 20)
+    server.publish({POLICY_TYPE: [b"one"]})
+    with Subscriber(path, node="flood") as flood, Subscriber(path, node="good") as good:
+        for number in range(2000):
+            flood.send(nonce=f"made up {number}")
+        good.ack(good.subscribe())
+        assert server.wait_until(
+            lambda streams, _: any(s.node_id == "good" and s.acked_version for s in streams), 5
+        )
+        assert eventually(lambda: "too many requests" in caplog.text)
+    assert caplog.text.count("too many requests") == 1
+
+
+def test_refusals_are_events_and_events_are_bounded(
+    server: DiscoveryServer,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server._events = Pace(0.001, 3)
+    with Subscriber(path, node="bad\nnode") as client:
+        client.send()
+        for number in range(1, 10):
+            server.publish({POLICY_TYPE: [b"%d" % number]})
+            client.send(client.receive().nonce, error=f"refused\n{number}")
+            assert eventually(lambda n=number: server.streams()[0].nacked_version == n)
+    events = [record.getMessage() for record in caplog.records]
+    assert events == [
+        f"node 'bad\\nnode': refuses NPDS version {n}: refused {n}" for n in (1, 2, 3)
+    ]
+
+
+def test_unanswered_responses_are_an_event(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "ANSWER_TIMEOUT", 0.1)
+    server = DiscoveryServer(path)
+    server.start()
+    try:
+        server.publish({CLUSTER: named(b"a")})
+        with ads(path, node="silent") as client:
+            client.subscribe()
+            assert eventually(lambda: bool(caplog.records))
+            (status,) = server.streams()
+            assert status.pending_since is not None
+            assert time.time() - status.pending_since > 0.1
+            assert eventually(lambda: not server.wait(1, 0.3))
+        messages = [record.getMessage() for record in caplog.records]
+        assert messages == ["node 'silent': CDS sent and not answered"], "said once"
+    finally:
+        server.stop()
+
+
+def test_types_that_are_not_served_are_left_unanswered(
+    server: DiscoveryServer, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.publish({CLUSTER: named(b"a")})
+    with ads(path, "type.googleapis.com/envoy.service.runtime.v3.Runtime") as client:
+        client.send()
+        client.url = CLUSTER
+        assert client.subscribe().type_url == CLUSTER
+    assert "asks for a type not served here" in caplog.text
+
+
+def eventually(check: Callable[[], bool], timeout: float = 10) -> bool:
+    deadline = time.monotonic() + timeout
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
