@@ -62,6 +62,7 @@ def soak(folder: Path, connections: int, panics: int) -> list[int]:
             "parser_modules": [str(PARSER)],
             "xds_path": str(xds),
             "access_log_path": str(sock),
+            "breaker_panics": panics + 1,
         }
         pid, port = enter(envoy(folder, "soak", upstream, config))
         samples = []

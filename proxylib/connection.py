@@ -7,18 +7,22 @@ the connection.
 
 from __future__ import annotations
 
-import traceback
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 from proxylib import limits
 from proxylib.errors import ParserError
 from proxylib.message import Properties
 from proxylib.ops import DROP, ERROR, INJECT, MORE, NOP, PASS, EntryType, FilterResult
-from proxylib.parser import BatchParser, Parser
+from proxylib.parser import BatchParser, Parser, ParserFactory
 from proxylib.policy import Decision, PolicyMap
+from proxylib.sandbox import DEFAULTS, OnError, Settings, breaker_of, describe, guarded
+from proxylib.sandbox.place import text
 
 if TYPE_CHECKING:
     from proxylib.rules import Matcher
+
+logger = logging.getLogger(__name__)
 
 MAX_OPS = 16
 """Capacity of a host's op list in the proxylib C ABI."""
@@ -47,19 +51,25 @@ class Connection:
         "_matcher",
         "_policy",
         "batch",
+        "breaker",
+        "budget",
         "dst_addr",
         "dst_id",
         "ingress",
         "injected",
         "instance",
         "log",
+        "on_error",
+        "panicked",
         "parser",
         "parser_name",
         "policy_name",
         "port",
         "sends_both_ways",
+        "settings",
         "src_addr",
         "src_id",
+        "unparsed",
     )
 
     def __init__(
@@ -75,6 +85,7 @@ class Connection:
         port: int,
         policy_name: str,
         log: LogStream,
+        settings: Settings = DEFAULTS,
     ) -> None:
         self.instance = instance
         self.parser_name = parser_name
@@ -100,12 +111,35 @@ class Connection:
         self.log = log
         """``log(entry_type, fields, proto="")`` writes an access-log entry with the
         properties of a message. An attribute, not a method: natively it is C."""
+        self.settings = settings
+        self.on_error = settings.on_error
+        self.budget = _nanoseconds(settings.time_budget or limits.TIME_BUDGET)
+        """Nanoseconds that a call into the parser may take."""
+        self.breaker = breaker_of(parser_name)
+        self.panicked = False
+        self.unparsed = False
+        """True if everything passes without a parser, since that is taken out."""
         self._policy: PolicyMap | None = None
 
+    def create(self, factory: ParserFactory) -> FilterResult:
+        """Have `factory` make the parser. Done once, by the engine."""
+        try:
+            parser = guarded(self.budget, factory.create, self)
+            if parser is None:
+                return FilterResult.POLICY_DROP
+            if not isinstance(parser, Parser):
+                raise TypeError(f"the factory made a {type(parser).__name__}, not a Parser")
+            if self.settings.time_budget is None:
+                self.budget = _nanoseconds(parser.time_budget)
+            self.attach(parser)
+        except BaseException as error:
+            return self.panic(error)
+        return FilterResult.OK
+
     def attach(self, parser: Parser) -> None:
-        """Give the connection its parser. Done once, by the engine."""
-        self.parser = parser
+        """Give the connection its parser."""
         self.batch = isinstance(parser, BatchParser)
+        self.parser = parser
 
     # What parsers use.
 
@@ -162,19 +196,27 @@ class Connection:
     def on_data(self, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]) -> int:
         """Run the parser over `data` and append flat ops; returns a FilterResult.
 
-        Raises nothing: a parser's exception is logged, and closes the connection.
+        Raises nothing: what a parser raises is logged. The ops before it count.
         """
         parser = self.parser
         if parser is None:
             return FilterResult.UNKNOWN_CONNECTION
         try:
             if isinstance(parser, BatchParser):
-                parser.on_batch(reply, end_stream, b"".join(data), ops)
+                guarded(self.budget, parser.on_batch, reply, end_stream, b"".join(data), ops)
             else:
-                self._loop(parser, reply, end_stream, data, ops)
+                guarded(self.budget, self.run, reply, end_stream, data, ops)
         except BaseException as error:
             return self.panic(error)
         return FilterResult.OK
+
+    def run(self, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]) -> None:
+        """Call a raw parser until the list is full or it has no more to say.
+
+        Raises what the parser raises, and ParserError for an impossible answer.
+        """
+        if self.parser is not None:
+            self._loop(self.parser, reply, end_stream, data, ops)
 
     def _loop(
         self, parser: Parser, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]
@@ -217,15 +259,39 @@ class Connection:
 
     def panic(self, error: BaseException) -> FilterResult:
         """Log what a parser raised; returns PARSER_ERROR, which closes the connection."""
-        if isinstance(error, ParserError):
-            status = f"Parser error: {_text(error)}"
+        # Not isinstance: that asks the error itself too.
+        if issubclass(type(error), ParserError):
+            self.fail(f"Parser error: {text(error)}")
         else:
-            status = f"Panic: {type(error).__name__}: {_text(error)}{_place(error)}"
-        self.log_status(status)
+            self.panicked = True
+            self.fail(f"Panic: {describe(error)}")
+            self._count_panic()
         return FilterResult.PARSER_ERROR
 
+    def fail(self, status: str) -> None:
+        """Log why the parser has failed, and prepare what `on_error` asks for."""
+        if self.on_error == OnError.PASS_THROUGH:
+            self.log(EntryType.Request, {"status": f"Passed unparsed from here on: {status}"})
+            return
+        self.log_status(status)
+        if self.on_error == OnError.DENY and self.parser is not None:
+            try:
+                self.inject(True, guarded(self.budget, self.parser.unparsable))
+            except BaseException as error:
+                self.log_status(f"Panic: unparsable: {describe(error)}")
+
+    def _count_panic(self) -> None:
+        pause = self.breaker.panicked()
+        if pause is not None:
+            status = (
+                f"Circuit breaker: parser {self.parser_name!r} is taken out for {pause:g} s, "
+                f"after {self.breaker.total} panics"
+            )
+            logger.error("%s", status)
+            self.log_status(status)
+
     def log_status(self, status: str) -> None:
-        """Write a Denied entry that tells why this connection is closed."""
+        """Write a Denied entry that tells what happened to this connection."""
         self.log(EntryType.Denied, {"status": status})
 
     def close(self) -> None:
@@ -233,9 +299,11 @@ class Connection:
         parser, self.parser = self.parser, None
         if parser is not None:
             try:
-                parser.on_close()
+                guarded(self.budget, parser.on_close)
             except BaseException as error:
                 self.panic(error)
+        if not self.panicked and parser is not None:
+            self.breaker.ended()
 
     def __repr__(self) -> str:
         arrow = "ingress" if self.ingress else "egress"
@@ -251,14 +319,5 @@ def advance(data: list[bytes], n: int) -> list[bytes]:
     return []
 
 
-def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except BaseException as broken:
-        text = f"<no text: {type(broken).__name__}>"
-    return text[: limits.MAX_PANIC_TEXT]
-
-
-def _place(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__, limit=-1)
-    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

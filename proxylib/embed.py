@@ -23,6 +23,8 @@ from proxylib.errors import ConfigError
 from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
 from proxylib.ops import FilterResult
 from proxylib.registry import get_parser_factory, load_parser_file, parser_names
+from proxylib.sandbox import Settings, breaker_of, parse_settings
+from proxylib.sandbox.settings import KEYS as SANDBOX_KEYS
 from proxylib.tap import Recorder, recorder
 
 log = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ class FilterConfig:
     ingress: bool
     policy_name: str
     destination: str
+    settings: Settings
     recorder: Recorder | None = None
 
     def open(self, remote: str, remote_port: int, local: str, local_port: int) -> Connection | None:
@@ -138,6 +141,7 @@ class FilterConfig:
             src_addr=src_addr,
             dst_addr=dst_addr,
             policy_name=self.policy_name or (dst_ip if self.ingress else remote),
+            settings=self.settings,
         )
         if isinstance(connection, FilterResult):
             log.error("%s -> %s: %s", src_addr, dst_addr, connection.name)
@@ -155,7 +159,7 @@ class FilterConfig:
         instances.close(self.number)
 
 
-FILTER_KEYS = {
+FILTER_KEYS: dict[str, type | tuple[type, ...]] = {
     "parser": str,
     "xds_path": str,
     "access_log_path": str,
@@ -165,6 +169,7 @@ FILTER_KEYS = {
     "destination": str,
     "parser_modules": list,
     "record": dict,
+    **SANDBOX_KEYS,
 }
 
 
@@ -183,8 +188,10 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         expected = FILTER_KEYS.get(key)
         if expected is None:
             raise ConfigError(f"unknown key {key!r} (known: {', '.join(FILTER_KEYS)})")
-        if not isinstance(value, expected):
-            raise ConfigError(f"{key}: {value!r} is not a {expected.__name__}")
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            wanted = expected[-1] if isinstance(expected, tuple) else expected
+            raise ConfigError(f"{key}: {value!r} is not a {wanted.__name__}")
+    settings = parse_settings(values)
     for path in values.get("parser_modules", []):
         if str(path) not in _loaded:
             load_parser_file(Path(path))
@@ -200,6 +207,7 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
     )
     instance = instances.get(number)
     assert instance is not None
+    breaker_of(parser).configure(settings.breaker_panics, settings.breaker_period)
     return FilterConfig(
         number,
         instance,
@@ -207,6 +215,7 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         values.get("ingress", True),
         values.get("policy_name", ""),
         values.get("destination", ""),
+        settings,
         recorder(values["record"]) if "record" in values else None,
     )
 

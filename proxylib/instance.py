@@ -23,6 +23,7 @@ from proxylib.ops import FilterResult
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import accesslog_pb2 as accesslog
 from proxylib.registry import get_parser_factory
+from proxylib.sandbox import DEFAULTS, OnError, Settings
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Instance:
         src_addr: str,
         dst_addr: str,
         policy_name: str,
+        settings: Settings = DEFAULTS,
     ) -> Connection | FilterResult:
         """A connection under its parser, or why there is none.
 
@@ -145,17 +147,22 @@ class Instance:
             port=port,
             policy_name=policy_name,
             log=no_log,
+            settings=settings,
         )
         if self.log is not None:
             connection.log = self.log.stream(log_prefix(connection), parser)
-        try:
-            made = factory.create(connection)
-        except BaseException as error:
-            connection.panic(error)
+        if not connection.breaker.admits():
+            return self._without_parser(connection)
+        result = connection.create(factory)
+        return connection if result == FilterResult.OK else result
+
+    def _without_parser(self, connection: Connection) -> Connection | FilterResult:
+        """A connection while its parser is taken out."""
+        if connection.on_error != OnError.PASS_THROUGH:
+            connection.log_status(f"Circuit breaker: parser {connection.parser_name!r} is out")
             return FilterResult.PARSER_ERROR
-        if made is None:
-            return FilterResult.POLICY_DROP
-        connection.attach(made)
+        connection.unparsed = True
+        connection.fail(f"Circuit breaker: parser {connection.parser_name!r} is out")
         return connection
 
 

@@ -42,3 +42,17 @@ comes beyond is dropped, counted, and reported in the stream."""
 
 MAX_PANIC_TEXT = 1024
 """Longest text of a parser's exception in the log."""
+
+TIME_BUDGET = 0.1
+"""Default longest call into a parser, seconds. A call sees WINDOW bytes and takes some
+microseconds per message, a few milliseconds at the worst; a tenth of a second is what
+people begin to notice, and the most that one connection may hold the others up."""
+
+BREAKER_PANICS = 100
+BREAKER_PERIOD = 10.0
+"""A parser that panics more often than BREAKER_PANICS in BREAKER_PERIOD seconds is taken
+out: one client's odd request does not do that, a bug that meets everybody does."""
+
+BREAKER_PAUSE = 5.0
+MAX_BREAKER_PAUSE = 300.0
+"""Seconds that a parser stays out before it is tried again; doubled by each failure."""

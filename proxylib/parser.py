@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from proxylib import limits
 from proxylib.ops import Op
 from proxylib.rules import L7Rule
 
@@ -23,6 +24,10 @@ class Parser(ABC):
 
     Rule: ClassVar[type[L7Rule]] = L7Rule
     """The rule class of this protocol; the base class accepts only empty rules."""
+
+    time_budget: ClassVar[float] = limits.TIME_BUDGET
+    """Seconds that one call may take; it is interrupted then, which is a panic. A
+    redirect's configuration may say otherwise."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -50,6 +55,13 @@ class Parser(ABC):
         Called again on what remains after each PASS, DROP or INJECT, until it
         answers MORE, NOP or ERROR.  PASS and DROP may exceed the data.
         """
+
+    def unparsable(self) -> bytes:
+        """The protocol's error reply to a stream that this parser has failed on.
+
+        Sent to the client where the redirect's `on_error` is ``deny``; empty for none.
+        """
+        return b""
 
     def on_close(self) -> None:  # noqa: B027 - optional hook
         """The connection is gone. Nothing can be sent or judged any more."""

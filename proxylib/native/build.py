@@ -23,6 +23,7 @@ SOURCES = (
     "log_entry.c",
     "log_sender.c",
     "accesslog.c",
+    "guard.c",
     "engine.c",
     "cabi.c",
     "envoy_buffer.c",

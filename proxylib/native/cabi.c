@@ -16,6 +16,7 @@ struct entry {
   GoSlice *inject[2]; /* the host's buffers: original direction, reply direction */
   struct op_list pending[2];
   size_t next[2];
+  enum filter_result failed; /* what the next call is answered with */
   uint64_t id;
   struct entry *link;
 };
@@ -171,6 +172,8 @@ static bool flush_pending(struct entry *e, bool reply, GoSlice *ops) {
   while (e->next[reply] < list->len) {
     struct op_entry *op = &list->ops[e->next[reply]];
     if (ops->len >= ops->cap) return false;
+    /* A host forwards nothing of a call that ends in an error: that one comes next. */
+    if (op->op == OP_ERROR && ops->len > 0) return false;
     if (op->op == OP_INJECT) {
       size_t n = fill(e, reply, (size_t)op->n);
       if (n > 0) add_op(ops, OP_INJECT, (int64_t)n);
@@ -207,13 +210,18 @@ static enum filter_result run(struct entry *e, bool reply, bool end_stream, GoSl
     slices[i] = (struct slice){host[i].data, (size_t)host[i].len};
     total += slices[i].len;
   }
-  enum filter_result result = connection_run(&e->connection, reply, end_stream, slices,
-                                             (size_t)n_slices, total, NULL, NULL,
-                                             &e->pending[reply]);
+  /* An empty write only fetches what was injected. */
+  enum filter_result result =
+      e->failed ? (total || end_stream ? e->failed : RESULT_OK)
+                : connection_run(&e->connection, reply, end_stream, slices, (size_t)n_slices, total,
+                                 NULL, NULL, &e->pending[reply]);
   if (slices != few) free(slices);
-  if (result == RESULT_OK) flush_pending(e, reply, ops);
+  flush_pending(e, reply, ops);
   fill(e, !reply, SIZE_MAX);
-  return result;
+  if (result == RESULT_OK || ops->len == 0) return result;
+  /* What was decided before is forwarded first; with the next call, the host closes. */
+  e->failed = result;
+  return RESULT_OK;
 }
 
 EXPORT int32_t OnData(uint64_t connection, uint8_t reply, uint8_t end_stream, GoSlice *data,

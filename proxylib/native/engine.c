@@ -17,13 +17,23 @@ static PyObject *get(PyObject *object, const char *name) {
   return PyObject_GetAttrString(object, name);
 }
 
+/* An int attribute of the connection; -1 with a Python error if there is none. */
+static int64_t get_number(PyObject *object, const char *name) {
+  PyObject *value = get(object, name);
+  int64_t number = value ? PyLong_AsLongLong(value) : -1;
+  Py_XDECREF(value);
+  return number;
+}
+
 bool connection_init(struct connection *c, PyObject *object) {
   memset(c, 0, sizeof *c);
-  PyObject *parser = NULL, *injected = NULL, *batch = get(object, "batch");
+  PyObject *parser = NULL, *injected = NULL;
   bool ok = false;
-  if (!batch) return false;
-  c->batch = PyObject_IsTrue(batch) > 0;
-  Py_DECREF(batch);
+  c->batch = get_number(object, "batch") > 0;
+  c->budget = get_number(object, "budget");
+  c->on_error = (enum on_error)get_number(object, "on_error");
+  if (get_number(object, "unparsed") > 0) c->settled[0] = c->settled[1] = OP_PASS;
+  if (PyErr_Occurred()) return false;
   if (!(parser = get(object, "parser")) || !(injected = get(object, "injected"))) goto done;
   if (!PyArg_ParseTuple(injected, "O!O!", &PyByteArray_Type, &c->injected[0], &PyByteArray_Type,
                         &c->injected[1])) {
@@ -33,7 +43,7 @@ bool connection_init(struct connection *c, PyObject *object) {
   Py_INCREF(c->injected[0]);
   Py_INCREF(c->injected[1]);
   c->object = Py_NewRef(object);
-  c->call = c->batch ? get(parser, "on_batch") : get(object, "on_data");
+  c->call = c->batch ? get(parser, "on_batch") : get(object, "run");
   c->ops = PyList_New(0);
   ok = c->call && c->ops;
 done:
@@ -132,13 +142,13 @@ static enum filter_result panic(struct connection *c) {
   return RESULT_PARSER_ERROR;
 }
 
-void connection_log_status(struct connection *c, const char *format, ...) {
+void connection_fail(struct connection *c, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
   PyObject *text = PyUnicode_FromFormatV(format, arguments);
   va_end(arguments);
-  PyObject *result = text ? PyObject_CallMethod(c->object, "log_status", "O", text) : NULL;
-  if (!result) python_print_error("logging why a connection is closed");
+  PyObject *result = text ? PyObject_CallMethod(c->object, "fail", "O", text) : NULL;
+  if (!result) python_print_error("logging what a parser did");
   Py_XDECREF(result);
   Py_XDECREF(text);
 }
@@ -146,8 +156,8 @@ void connection_log_status(struct connection *c, const char *format, ...) {
 /* Logs an answer that cannot be carried out. */
 static enum filter_result misbehaved(struct connection *c, const char *what, int64_t op,
                                      int64_t n) {
-  connection_log_status(c, "Parser error: %s (op %lld, length %lld)", what, (long long)op,
-                        (long long)n);
+  connection_fail(c, "Parser error: %s (op %lld, length %lld)", what, (long long)op,
+                  (long long)n);
   return RESULT_PARSER_ERROR;
 }
 
@@ -176,18 +186,19 @@ static PyObject *copy_input(const struct connection *c, const struct slice *in, 
   return whole;
 }
 
-/* Calls the parser once; its flat ops are in c->ops afterwards. */
+/* Calls the parser once, within its budget; its flat ops are in c->ops afterwards, also
+ * those that it appended before it failed. */
 static enum filter_result call_parser(struct connection *c, bool reply, bool end_stream,
                                       PyObject *data) {
   PyObject *args[5] = {NULL, reply ? Py_True : Py_False, end_stream ? Py_True : Py_False, data,
                        c->ops};
+  struct guard *guard = guard_begin(c->budget);
   PyObject *answer =
       PyObject_Vectorcall(c->call, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+  if (guard_end(guard)) Py_CLEAR(answer);
   if (!answer) return panic(c);
-  long result = c->batch ? RESULT_OK : PyLong_AsLong(answer);
   Py_DECREF(answer);
-  if (result == -1 && PyErr_Occurred()) return panic(c);
-  return (enum filter_result)result;
+  return RESULT_OK;
 }
 
 static bool read_op(PyObject *ops, Py_ssize_t i, int64_t *value) {
@@ -202,82 +213,122 @@ static bool read_op(PyObject *ops, Py_ssize_t i, int64_t *value) {
   return true;
 }
 
+/* Where connection_run is in its input. */
+struct progress {
+  size_t total, offset; /* all of it; what the ops so far use up */
+  int64_t more;         /* bytes missing behind the end, if the parser said so */
+  int64_t injected;     /* that INJECT ops have placed */
+  bool terminal;        /* the last op says something about bytes to come */
+};
+
+/* Checks the ops of one call and appends them to `out`. Those of a call that `failed`
+ * count as far as they can be carried out: they were decided before. */
+static enum filter_result read_ops(struct connection *c, bool reply, bool failed,
+                                   struct progress *at, struct op_list *out) {
+  Py_ssize_t n_ops = PyList_GET_SIZE(c->ops);
+  const char *wrong = n_ops % 2 ? "an op without its length" : NULL;
+  int64_t op = 0, n = 0;
+  for (Py_ssize_t i = 0; i + 1 < n_ops; i += 2) {
+    if (!read_op(c->ops, i, &op) || !read_op(c->ops, i + 1, &n)) {
+      if (!failed) return panic(c);
+      PyErr_Clear();
+      return RESULT_OK;
+    }
+    wrong = at->terminal                           ? "an op after a terminal op"
+            : n <= 0 || n > limits.max_op_bytes    ? "invalid length"
+            : op < OP_MORE || op > OP_ERROR        ? "unknown op"
+            : op != OP_INJECT                      ? NULL
+            : at->injected > limits.max_inject - n ? "injects without end"
+            : at->injected + n > (int64_t)connection_injected(c, reply)
+                ? "more than was injected"
+                : NULL;
+    if (wrong || (failed && (op == OP_MORE || op == OP_ERROR))) break;
+    if (op == OP_MORE) {
+      at->more = n;
+      at->terminal = true;
+      continue;
+    }
+    if (op == OP_PASS || op == OP_DROP) {
+      at->terminal = (uint64_t)n > at->total - at->offset;
+      at->offset = at->terminal ? at->total : at->offset + (size_t)n;
+    } else if (op == OP_INJECT) {
+      at->injected += n;
+    } else {
+      misbehaved(c, "the stream cannot be parsed", op, n);
+      if (c->on_error != ON_ERROR_CLOSE) return RESULT_PARSER_ERROR;
+      at->terminal = true;
+    }
+    if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
+  }
+  return wrong && !failed ? misbehaved(c, wrong, op, n) : RESULT_OK;
+}
+
+/* What becomes of a stream whose parser has failed, which has been logged. */
+static enum filter_result settle(struct connection *c, bool reply, enum filter_result result,
+                                 bool terminal, struct op_list *out) {
+  if (c->on_error == ON_ERROR_CLOSE || (c->on_error == ON_ERROR_DENY && reply)) return result;
+  c->settled[reply] = c->on_error == ON_ERROR_PASS ? OP_PASS : OP_DROP;
+  c->settled[!reply] = OP_PASS;
+  if (terminal) return RESULT_OK;
+  return op_append(out, c->settled[reply], limits.max_op_bytes) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
+}
+
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
                                   struct bytes *placed, struct bytes *across,
                                   struct op_list *out) {
-  size_t offset = 0, window = (size_t)limits.window;
-  int64_t injected = 0;
+  struct progress at = {.total = total};
+  size_t window = (size_t)limits.window;
+  if (c->settled[reply]) {
+    return op_append(out, c->settled[reply], limits.max_op_bytes) ? RESULT_OK
+                                                                  : RESULT_UNKNOWN_ERROR;
+  }
   for (;;) {
-    size_t start = offset, left = total - offset, seen = left < window ? left : window;
-    PyObject *data = copy_input(c, in, n_in, offset, seen);
+    size_t start = at.offset, left = total - start, seen = left < window ? left : window;
+    PyObject *data = copy_input(c, in, n_in, start, seen);
     if (!data) return panic(c);
     enum filter_result result = call_parser(c, reply, end_stream && seen == left, data);
     Py_DECREF(data);
-    if (result != RESULT_OK) return result;
 
+    if (placed) at.injected = 0;
+    at.more = 0;
+    bool failed = result != RESULT_OK;
     Py_ssize_t n_ops = PyList_GET_SIZE(c->ops);
-    if (n_ops % 2) return misbehaved(c, "an op without its length", 0, 0);
-    int64_t op = -1, n = 0, more = 0;
-    bool terminal = false;
-    if (placed) injected = 0;
-    for (Py_ssize_t i = 0; i < n_ops; i += 2) {
-      if (!read_op(c->ops, i, &op) || !read_op(c->ops, i + 1, &n)) return panic(c);
-      if (terminal) return misbehaved(c, "an op after a terminal op", op, n);
-      if (n <= 0 || n > limits.max_op_bytes) return misbehaved(c, "invalid length", op, n);
-      switch (op) {
-      case OP_MORE:
-        more = n;
-        terminal = true;
-        continue;
-      case OP_PASS:
-      case OP_DROP:
-        terminal = (uint64_t)n > total - offset;
-        offset = terminal ? total : offset + (size_t)n;
-        break;
-      case OP_INJECT:
-        injected += n;
-        if (injected > limits.max_inject) return misbehaved(c, "injects without end", op, n);
-        if (injected > (int64_t)connection_injected(c, reply)) {
-          return misbehaved(c, "more than was injected", op, n);
-        }
-        break;
-      case OP_ERROR:
-        misbehaved(c, "the stream cannot be parsed", op, n);
-        terminal = true;
-        break;
-      default:
-        return misbehaved(c, "unknown op", op, n);
-      }
-      if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
-    }
-    if (n_ops && PyList_SetSlice(c->ops, 0, n_ops, NULL) < 0) return panic(c);
-    if (placed && !spill(c, reply, (size_t)injected, placed)) return RESULT_UNKNOWN_ERROR;
+    enum filter_result wrong = read_ops(c, reply, failed, &at, out);
+    if (wrong != RESULT_OK) result = wrong;
+    if (PyList_SetSlice(c->ops, 0, PyList_GET_SIZE(c->ops), NULL) < 0) return panic(c);
+    if (placed && !spill(c, reply, (size_t)at.injected, placed)) return RESULT_UNKNOWN_ERROR;
     if (across && !connection_spill_injected(c, !reply, across)) return RESULT_UNKNOWN_ERROR;
+    if (result != RESULT_OK) return settle(c, reply, result, at.terminal && !at.more, out);
 
     size_t end = start + seen;
-    if (terminal && !more) return RESULT_OK;
-    if (end < total && offset < total) {
+    if (at.terminal && !at.more) return RESULT_OK;
+    at.terminal = false;
+    if (end < total && at.offset < total) {
       /* There is more than the parser has seen: show it, if that is what it asked for. */
       size_t unseen = total - end;
-      if (more <= (int64_t)unseen || end_stream) {
+      if (at.more <= (int64_t)unseen || end_stream) {
         /* Larger windows are for messages that did not fit, not for those behind them. */
-        size_t least = offset > start ? (size_t)limits.window : 2 * window;
-        size_t wanted = offset < end ? end - offset : 0;
-        wanted += more <= (int64_t)unseen ? (size_t)more : unseen;
+        size_t least = at.offset > start ? (size_t)limits.window : 2 * window;
+        size_t wanted = at.offset < end ? end - at.offset : 0;
+        wanted += at.more <= (int64_t)unseen ? (size_t)at.more : unseen;
         window = least > wanted ? least : wanted;
         continue;
       }
-      more -= (int64_t)unseen;
+      at.more -= (int64_t)unseen;
     }
-    if (more) {
+    if (at.more) {
       /* Refused at once: nothing is withheld for what cannot come. */
-      if (more > limits.max_held - (int64_t)(total - offset)) {
-        return misbehaved(c, "more than limits.MAX_HELD bytes wanted", OP_MORE, more);
+      if (at.more > limits.max_held - (int64_t)(total - at.offset)) {
+        result = misbehaved(c, "more than limits.MAX_HELD bytes wanted", OP_MORE, at.more);
+        return settle(c, reply, result, false, out);
       }
-      return op_append(out, OP_MORE, more) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
+      return op_append(out, OP_MORE, at.more) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
     }
     /* A raw parser's op list was full: go on where it stopped. */
-    if (c->batch || n_ops < FULL_LIST) return RESULT_OK;
+    if (!c->batch && n_ops >= FULL_LIST) continue;
+    if ((int64_t)(total - at.offset) <= limits.max_held) return RESULT_OK;
+    connection_fail(c, "Parser error: more than limits.MAX_HELD bytes withheld");
+    return settle(c, reply, RESULT_PARSER_ERROR, false, out);
   }
 }

@@ -76,18 +76,21 @@ static void close_connection(struct filter *f, int how) {
       f->envoy, how, (envoy_buffer){details, sizeof details - 1});
 }
 
-/* Ends a connection whose parser gave up. A close inside a write would pull the
- * upstream connection from under its caller, so that one is scheduled. */
+/* Ends a connection whose parser gave up; what it let through before, which is in
+ * `output`, still goes on. A close inside a write would pull the upstream connection
+ * from under its caller, and one now would overtake what goes on: those are scheduled. */
 static int fail(struct filter *f, bool reply, size_t len) {
   f->dead = true;
   if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
-  if (reply) {
-    f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
-    envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, SCHEDULED_CLOSE);
-  } else {
+  if (!reply && !output.len) {
     close_connection(f, CLOSE_FLUSH_WRITE);
+    return STATUS_STOP_ITERATION;
   }
-  return STATUS_STOP_ITERATION;
+  f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
+  envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, SCHEDULED_CLOSE);
+  if (!output.len) return STATUS_STOP_ITERATION;
+  envoy_buffer_calls[reply].append(f->envoy, (envoy_buffer){output.data, output.len});
+  return STATUS_CONTINUE;
 }
 
 /* -- data ------------------------------------------------------------------------ */
@@ -98,6 +101,16 @@ struct outcome {
   bool rewrite;  /* Envoy's buffer becomes `output` */
   struct bytes across; /* to send in the other direction */
 };
+
+/* Nobody will ask any more for what a direction withholds: it goes on. */
+static bool release(struct direction *d, struct bytes *to) {
+  if (!d->held_len) return true;
+  if (!bytes_reserve(to, d->held_len)) return false;
+  memcpy(to->data + to->len, d->held, d->held_len);
+  to->len += d->held_len;
+  d->held_len = d->need = 0;
+  return true;
+}
 
 /* Runs the parser over the input and works out what goes on. `skip` bytes at the
  * front of Envoy's buffer, not part of the input, pass in any case. */
@@ -118,23 +131,24 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
     o.ok = output_add_front(f->envoy, reply, skip) &&
            connection_spill_injected(c, reply, &output);
   }
-  if (o.ok && call) {
+  bool judged = o.ok && call;
+  if (judged) {
     d->need = 0;
     enum filter_result result = connection_run(c, reply, end_stream, in->slices, in->n, in->total,
                                                &placed, across, &ops);
     o.ok = result == RESULT_OK && (!ops.len || ops.ops[ops.len - 1].op != OP_ERROR);
-    unchanged = o.ok && read_ops(d, &ops, in->total, &used);
+    unchanged = read_ops(d, &ops, in->total, &used) && o.ok;
   }
-  if (o.ok && call && (o.rewrite || !unchanged)) {
-    if (!o.rewrite) o.ok = output_add_front(f->envoy, reply, skip);
+  if (judged && (o.rewrite || !unchanged)) {
+    if (!o.rewrite && !output_add_front(f->envoy, reply, skip)) o.ok = false;
     o.rewrite = true;
-    o.ok = o.ok && output_add_ops(in, &ops, &placed);
+    if (!output_add_ops(in, &ops, &placed)) o.ok = false;
   }
-  if (o.ok && o.rewrite && !input_hold(d, in, end_stream ? in->total : used)) {
-    connection_log_status(c, "Parser error: more than limits.MAX_HELD bytes withheld");
+  if (o.ok && o.rewrite && !input_hold(d, in, end_stream ? in->total : used)) o.ok = false;
+  if (across && !connection_spill_injected(c, !reply, across)) o.ok = false;
+  if (across && c->settled[!reply] == OP_PASS && !release(&f->directions[!reply], across)) {
     o.ok = false;
   }
-  if (across && !connection_spill_injected(c, !reply, across)) o.ok = false;
   op_list_free(&ops);
   free(placed.data);
   return o;
@@ -171,19 +185,18 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   d->passing = 0;
 
   struct input in;
+  output_reset();
   if (!input_read(&in, f->envoy, reply, d, skip)) return fail(f, reply, len);
   /* Nobody but this thread changes the buffer, so its size is read without the GIL. */
   bool call = in.total >= d->need || end_stream;
   struct outcome o = {.ok = true};
   if (call || connection_injected(&f->connection, reply)) {
-    output_reset();
     python_enter();
     o = judge(f, reply, end_stream, &in, skip, call);
     python_leave();
   } else {
     o.ok = input_hold(d, &in, 0);
     o.rewrite = true;
-    output_reset();
   }
   input_free(&in);
 

@@ -3,6 +3,7 @@
  * start.c      starts Python once, and enters and leaves it on any thread
  * accesslog.c  the access-log client as Python sees it (log_entry.c encodes,
  *              log_sender.c queues and sends off the data path)
+ * guard.c      the time budget of calls into parsers
  * engine.c     one connection: calls its parser, checks the ops
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
  * envoy.c      face 2: Envoy's dynamic-module network filter (envoy_buffer.c reads
@@ -35,6 +36,9 @@ enum filter_result {
   RESULT_UNKNOWN_ERROR,
 };
 
+/* What becomes of a stream that its parser cannot parse; sandbox/settings.py has the names. */
+enum on_error { ON_ERROR_CLOSE, ON_ERROR_DENY, ON_ERROR_PASS };
+
 /* start.c */
 
 /* Starts Python and imports proxylib.embed, once; false (with the reason on
@@ -55,6 +59,23 @@ extern struct limits limits;
 
 /* Prints the current Python exception to stderr and clears it. */
 void python_print_error(const char *where);
+
+/* guard.c */
+
+struct guard;
+
+/* Marks the begin of a call on this thread that may take `budget` nanoseconds. */
+struct guard *guard_begin(int64_t budget);
+
+/* Marks its end. True, with BudgetExceeded set in place of what it raised, if it was
+ * interrupted; its result is to be thrown away then. */
+bool guard_end(struct guard *guard);
+
+/* Starts the watchdog; adds its functions to the module. False with a Python error. */
+bool guard_start(PyObject *module);
+
+/* Refuses, from now on, what a parser must not do inside a call. */
+bool guard_refuse_processes(void);
 
 /* accesslog.c: the AccessLog type for the module proxylib_native. */
 PyObject *accesslog_type(void);
@@ -86,6 +107,9 @@ struct connection {
   PyObject *call;        /* the parser's on_batch, or the connection's on_data */
   PyObject *ops;         /* scratch list handed to `call` */
   PyObject *injected[2]; /* bytearrays: original direction, reply direction */
+  int64_t budget;        /* of one call, nanoseconds */
+  enum op settled[2];    /* OP_PASS or OP_DROP: all that comes, without the parser */
+  enum on_error on_error;
   bool batch;
 };
 
@@ -95,8 +119,8 @@ bool connection_init(struct connection *c, PyObject *object);
 /* Tells Python that the connection is gone, and forgets it. */
 void connection_close(struct connection *c);
 
-/* Logs why the connection is closed; `format` as PyUnicode_FromFormat has it. */
-void connection_log_status(struct connection *c, const char *format, ...);
+/* Logs why a parser has failed; `format` as PyUnicode_FromFormat has it. */
+void connection_fail(struct connection *c, const char *format, ...);
 
 /* Bytes waiting to be injected in a direction. */
 size_t connection_injected(const struct connection *c, bool reply);
@@ -110,8 +134,8 @@ bool connection_spill_injected(struct connection *c, bool reply, struct bytes *t
 /* Runs the parser over `total` bytes in `in` and appends checked ops to `out`. The
  * bytes of its INJECT ops move on to `placed`, and what it injects into the other
  * direction to `across`, if these are not NULL: an inject buffer's limit then is one
- * for each window. Anything but RESULT_OK closes the connection, and has been logged.
- * Needs the GIL. */
+ * for each window. Anything but RESULT_OK closes the connection, once the ops that are
+ * in `out` have been carried out, and has been logged. Needs the GIL. */
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
                                   struct bytes *placed, struct bytes *across,

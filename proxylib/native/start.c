@@ -112,12 +112,21 @@ static struct PyModuleDef native_module = {
     .m_size = -1,
 };
 
-static bool add_native_module(void) {
+/* What an ordinary Python process imports: proxylib/sandbox/native.py. */
+EXPORT PyObject *PyInit_proxylib_native(void) {
   PyObject *module = PyModule_Create(&native_module);
   PyObject *type = module ? accesslog_type() : NULL;
-  bool ok = type && PyModule_AddObjectRef(module, "AccessLog", type) == 0 &&
-            PyDict_SetItemString(PyImport_GetModuleDict(), "proxylib_native", module) == 0;
+  if (!type || PyModule_AddObjectRef(module, "AccessLog", type) < 0 || !guard_start(module)) {
+    Py_CLEAR(module);
+  }
   Py_XDECREF(type);
+  return module;
+}
+
+static bool add_native_module(void) {
+  PyObject *module = PyInit_proxylib_native();
+  bool ok = module && guard_refuse_processes() &&
+            PyDict_SetItemString(PyImport_GetModuleDict(), "proxylib_native", module) == 0;
   Py_XDECREF(module);
   return ok;
 }

@@ -14,15 +14,17 @@ from proxylib.connection import MAX_OPS, Connection
 from proxylib.errors import ParserError
 from proxylib.instance import destination_port
 from proxylib.message import Properties, check_value
-from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, FilterResult
+from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, FilterResult, Op
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
 from proxylib.recording import Facts
 from proxylib.registry import get_parser_factory
+from proxylib.sandbox import OnError, Settings
 
 ENDPOINT = "10.0.0.1"
 CLIENT_ID = 100
+PATIENT = Settings(time_budget=5.0)
 
 
 _FACTS = Facts(
@@ -92,6 +94,8 @@ class Host:
     factory: a factory to use in place of the registered one.
     policy, facts: a whole policy in place of `rules`, and the connection that it is
     to judge.
+    settings: the sandbox of the redirect; the default has a long time budget, since a
+    call may see all the bytes of a test at once.
     """
 
     def __init__(
@@ -103,12 +107,14 @@ class Host:
         factory: ParserFactory | None = None,
         policy: PolicyMap | None = None,
         facts: Facts = _FACTS,
+        settings: Settings = PATIENT,
     ) -> None:
         self.log: list[LogRecord] = []
         self.ops: list[tuple[int, int]] = []
         """Every op so far, in order."""
         self.closed = False
         self._directions = (_Direction(), _Direction())
+        self._settled: tuple[Op, Op] | None = None
         found = factory or get_parser_factory(parser)
         if found is None:
             raise LookupError(f"no parser {parser!r}")
@@ -124,6 +130,7 @@ class Host:
             port=destination_port(facts.dst_addr) or 0,
             policy_name=facts.policy_name,
             log=self._log,
+            settings=settings,
         )
         made = found.create(self.connection)
         if made is None:
@@ -172,6 +179,11 @@ class Host:
 
     def _on_io(self, reply: bool, data: bytes, end: bool) -> None:
         direction = self._directions[reply]
+        if self._settled is not None:
+            self._flush(reply)
+            if self._settled[reply] == PASS:
+                direction.out += data
+            return
         if direction.passing:
             taken = min(direction.passing, len(data))
             direction.out += data[:taken]
@@ -206,12 +218,28 @@ class Host:
             except ParserError as error:
                 result = self.connection.panic(error)
             if result != FilterResult.OK:
-                self.closed = True
-                self.connection.close()
+                self._fail(reply, data)
                 return
             if terminal or self.connection.batch or len(pairs) < MAX_OPS:
                 direction.held = data
                 return
+
+    def _fail(self, reply: bool, data: bytes) -> None:
+        """The parser has failed, with `data` left: do what `on_error` asks for."""
+        on_error = self.connection.on_error
+        if on_error == OnError.CLOSE or (on_error == OnError.DENY and reply):
+            self.closed = True
+            self._flush(not reply)
+            self.connection.close()
+            return
+        mine = PASS if on_error == OnError.PASS_THROUGH else DROP
+        self._settled = (PASS, mine) if reply else (mine, PASS)
+        self._flush(not reply)
+        other = self._directions[not reply]
+        other.out += other.held
+        other.held = b""
+        if mine == PASS:
+            self._directions[reply].out += data
 
     def _apply(
         self, direction: _Direction, reply: bool, data: bytes, pairs: list[tuple[int, int]]

@@ -1,4 +1,7 @@
-"""The module that libproxylib adds to the Python it embeds (native/accesslog.c)."""
+"""The module that libproxylib adds to the Python it embeds (native/accesslog.c, guard.c)."""
+
+from collections.abc import Callable
+from typing import Any
 
 from proxylib.connection import LogStream
 
@@ -11,3 +14,11 @@ class AccessLog:
 
     def close(self) -> None:
         """Send what is queued, for a bounded time, and end the sender."""
+
+class BudgetExceeded(BaseException):
+    """A call into a parser has used up its time budget."""
+
+    frames: list[tuple[str, int]]
+
+def guarded(budget: int, call: Callable[..., Any], /, *args: Any) -> Any:
+    """call(*args), interrupted after `budget` nanoseconds."""

@@ -1,0 +1,81 @@
+"""What an operator may choose about a redirect's parser: keys of the filter's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from proxylib import limits
+from proxylib.errors import ConfigError
+
+
+class OnError(IntEnum):
+    """What becomes of a stream that its parser has failed on, by whatever cause.
+
+    The numbers are those of native.h.
+    """
+
+    CLOSE = 0
+    """The connection is closed, after what was decided before has been forwarded."""
+    DENY = 1
+    """Nothing more reaches the server. The client gets the parser's `unparsable`
+    reply, and still the replies to what was forwarded before. A failure in the reply
+    direction closes."""
+    PASS_THROUGH = 2
+    """Everything passes unjudged from there on, in both directions: for those who
+    only observe. The log says so."""
+
+
+_ON_ERROR = {"close": OnError.CLOSE, "deny": OnError.DENY, "pass-through": OnError.PASS_THROUGH}
+
+_RANGES = {
+    "time_budget": (0.001, 60, "seconds"),
+    "breaker_panics": (1, 1_000_000, "panics"),
+    "breaker_period": (0.1, 3600, "seconds"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The sandbox of one redirect. None: as the parser's class says."""
+
+    on_error: OnError = OnError.CLOSE
+    time_budget: float | None = None
+    """Seconds that one call into the parser may take."""
+    breaker_panics: int = limits.BREAKER_PANICS
+    breaker_period: float = limits.BREAKER_PERIOD
+    """More than so many panics in so many seconds take the parser out, everywhere in
+    this process."""
+
+
+DEFAULTS = Settings()
+
+KEYS: Mapping[str, type | tuple[type, ...]] = {
+    "on_error": str,
+    "time_budget": (int, float),
+    "breaker_panics": int,
+    "breaker_period": (int, float),
+}
+"""The keys and their JSON types."""
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from a filter's configuration, whose types have been checked.
+
+    Raises ConfigError with the key and what it may be.
+    """
+    chosen = values.get("on_error", "close")
+    if chosen not in _ON_ERROR:
+        raise ConfigError(f"on_error: {chosen!r} is none of {', '.join(_ON_ERROR)}")
+    for key, (least, most, unit) in _RANGES.items():
+        value = values.get(key, least)
+        if not least <= value <= most:
+            raise ConfigError(f"{key}: {value!r} is not {least:g} to {most:g} {unit}")
+    return Settings(
+        _ON_ERROR[chosen],
+        values.get("time_budget"),
+        values.get("breaker_panics", limits.BREAKER_PANICS),
+        values.get("breaker_period", limits.BREAKER_PERIOD),
+    )
