@@ -9,6 +9,8 @@ from proxylib.connection import Connection
 from proxylib.errors import ParserError, ProxylibError, RegistrationError, RuleError
 from proxylib.framed import FramedParser
 from proxylib.framing import Framing, length_prefix, lines
+from proxylib.http import DENIED_BODY, HeaderEdits, HttpRule, log_fields, redact
+from proxylib.http_path import normalize_path
 from proxylib.message import Message, Properties
 from proxylib.ops import (
     DROP,
@@ -37,6 +39,7 @@ from proxylib.rules import (
 )
 
 __all__ = [
+    "DENIED_BODY",
     "DROP",
     "ERROR",
     "INJECT",
@@ -53,6 +56,8 @@ __all__ = [
     "FilterResult",
     "FramedParser",
     "Framing",
+    "HeaderEdits",
+    "HttpRule",
     "L7Rule",
     "Matcher",
     "Message",
@@ -71,6 +76,9 @@ __all__ = [
     "length_prefix",
     "limits",
     "lines",
+    "log_fields",
+    "normalize_path",
     "parser",
+    "redact",
     "register_parser_factory",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Value = str | bytes | int | Sequence[bytes]
-"""A property: text, bytes off the wire, a number, or several byte strings (keys, topics)."""
+"""A property: text, bytes off the wire, a number, or several byte strings (keys, topics).
+The log of HTTP also has pairs of byte strings (headers)."""
 
 Properties = Mapping[str, Value]
 
@@ -29,6 +30,12 @@ class Message(dict[str, Value]):
 
 def check_value(name: str, value: object) -> None:
     """Raise TypeError unless `value` can be a property; the log refuses others too."""
-    several = isinstance(value, (list, tuple)) and all(isinstance(v, (bytes, str)) for v in value)
+    several = isinstance(value, (list, tuple)) and all(map(_is_item, value))
     if not several and not isinstance(value, (str, bytes, int)):
         raise TypeError(f"property {name!r} is {value!r}: not str, bytes, int, or several bytes")
+
+
+def _is_item(value: object) -> bool:
+    if isinstance(value, tuple):
+        return len(value) == 2 and all(isinstance(part, (bytes, str)) for part in value)
+    return isinstance(value, (bytes, str))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from proxylib.errors import PolicyError, RegistrationError, RuleError
+from proxylib.http import HttpRule
+from proxylib.http_secrets import NO_SECRETS, Secrets
 from proxylib.proto import npds_pb2 as npds
 from proxylib.rules import L7Rule, Matcher, always, never
 
@@ -23,6 +25,15 @@ class RuleSource(Protocol):
 
     rule_class: type[L7Rule]
 
+
+class _BuiltIn:
+    """The rules of `HTTP` where no parser of that name is installed."""
+
+    rule_class: type[L7Rule] = HttpRule
+
+
+HTTP = "http"
+"""The parser whose rules the HTTP filter asks too."""
 
 FindFactory = Callable[[str], RuleSource | None]
 
@@ -167,13 +178,14 @@ def _compile_l7(rules: tuple[Rule, ...], parser: str) -> Matcher:
     ours = [r for r in rules if r.rule_class is None or r.parser == parser]
     rule_class = next((r.rule_class for r in ours if r.rule_class is not None), None)
     block = [item for r in ours for item in r.block]
-    if any(r.rule_class is None or not r.allow for r in ours):
-        allowed: Matcher = always
-    elif rule_class is None:
-        return never
-    else:
-        allowed = rule_class.compile([item for r in ours for item in r.allow])
-    if not block or rule_class is None:
+    if rule_class is None:
+        return always if ours else never
+    allow = [item for r in ours for item in r.allow]
+    if any(not r.allow for r in ours):
+        # Who allows everything does not keep the others from changing headers.
+        allow.append(rule_class({}))
+    allowed = rule_class.compile(allow)
+    if not block:
         return allowed
     blocked = rule_class.compile(block, deny=True)
     return lambda message: not blocked(message) and allowed(message)
@@ -185,11 +197,12 @@ def compile_policies(
     *,
     version: str = "",
     previous: PolicyMap | None = None,
+    secrets: Secrets = NO_SECRETS,
 ) -> PolicyMap:
     """A PolicyMap from serialized cilium.NetworkPolicy `resources`.
 
     Raises PolicyError, naming the endpoint and the place, if any of them cannot
-    be enforced; nothing of the response is then in force.
+    be enforced; nothing of the response is then in force.  secrets: of header values.
     """
     known = previous.compiled if previous is not None else {}
     compiled: dict[bytes, EndpointPolicy] = {}
@@ -206,7 +219,7 @@ def compile_policies(
             raise PolicyError(f"{where}: endpoint_ips must be one or two addresses")
         endpoint = known.get(resource)
         if endpoint is None or not endpoint.settled:
-            endpoint = _compile_endpoint(policy, where, find_factory)
+            endpoint = _compile_endpoint(policy, where, find_factory, secrets)
         compiled[resource] = endpoint
         for ip in ips:
             if ip in endpoints:
@@ -216,16 +229,20 @@ def compile_policies(
 
 
 def _compile_endpoint(
-    policy: npds.NetworkPolicy, where: str, find_factory: FindFactory
+    policy: npds.NetworkPolicy, where: str, find_factory: FindFactory, secrets: Secrets
 ) -> EndpointPolicy:
+    ingress, egress = policy.ingress_per_port_policies, policy.egress_per_port_policies
     return EndpointPolicy(
-        _compile_ports(policy.ingress_per_port_policies, f"{where}: ingress", find_factory),
-        _compile_ports(policy.egress_per_port_policies, f"{where}: egress", find_factory),
+        _compile_ports(ingress, f"{where}: ingress", find_factory, secrets),
+        _compile_ports(egress, f"{where}: egress", find_factory, secrets),
     )
 
 
 def _compile_ports(
-    entries: Iterable[npds.PortNetworkPolicy], where: str, find_factory: FindFactory
+    entries: Iterable[npds.PortNetworkPolicy],
+    where: str,
+    find_factory: FindFactory,
+    secrets: Secrets,
 ) -> tuple[PortPolicy, ...]:
     ports: list[PortPolicy] = []
     seen: set[tuple[int, int]] = set()
@@ -241,7 +258,7 @@ def _compile_ports(
         if (entry.port, entry.end_port) in seen:
             raise PolicyError(f"{place}: duplicate port")
         seen.add((entry.port, entry.end_port))
-        rules = tuple(_compile_rule(rule, place, find_factory) for rule in entry.rules)
+        rules = tuple(_compile_rule(rule, place, find_factory, secrets) for rule in entry.rules)
         kinds = {rule.parser for rule in rules if rule.rule_class is not None}
         if len(kinds) > 1:
             raise PolicyError(f"{place}: mixed L7 types: {', '.join(sorted(kinds))}")
@@ -249,7 +266,9 @@ def _compile_ports(
     return tuple(ports)
 
 
-def _compile_rule(rule: npds.PortNetworkPolicyRule, where: str, find_factory: FindFactory) -> Rule:
+def _compile_rule(
+    rule: npds.PortNetworkPolicyRule, where: str, find_factory: FindFactory, secrets: Secrets
+) -> Rule:
     remotes = frozenset(rule.remote_policies)
     verdict = rule.WhichOneof("verdict")
     if verdict == "deny" and rule.deny:
@@ -263,16 +282,22 @@ def _compile_rule(rule: npds.PortNetworkPolicyRule, where: str, find_factory: Fi
             raise PolicyError(f"{where}: l7_rules without an l7_proto")
         return Rule(remotes, rule.precedence)
     try:
-        factory = find_factory(parser)
+        factory: RuleSource | None = find_factory(parser)
     except RegistrationError as error:
         # A parser that does not load must not take the other policies down.
         return Rule(remotes, rule.precedence, parser=parser, closed=str(error))
+    if factory is None and parser == HTTP:
+        # Envoy's own codec needs no parser of ours.
+        factory = _BuiltIn()
     if factory is None:
         return Rule(remotes, rule.precedence, parser=parser, closed=f"unknown parser {parser!r}")
+    allow: tuple[L7Rule, ...]
     if kind == "http_rules":
-        # No parser with such rules is part of this release: nothing can judge them.
-        return Rule(remotes, rule.precedence, parser=parser, closed=f"no {kind} for {parser!r}")
-    if kind == "kafka_rules":
+        if not issubclass(factory.rule_class, HttpRule):
+            return Rule(remotes, rule.precedence, parser=parser, closed=f"no {kind} for {parser!r}")
+        place = f"{where}: http_rules"
+        allow = _http_rules(rule.http_rules.http_rules, factory.rule_class, secrets, place)
+    elif kind == "kafka_rules":
         allow = _kafka_rules(rule.kafka_rules.kafka_rules, factory, f"{where}: kafka_rules")
     else:
         place = f"{where}: {parser} l7_allow_rules"
@@ -304,6 +329,21 @@ def _l7_rule(pairs: Mapping[str, str], factory: RuleSource, where: str) -> L7Rul
         return factory.rule_class(pairs)
     except RuleError as error:
         raise PolicyError(f"{where}: {error}") from error
+
+
+def _http_rules(
+    rules: Sequence[npds.HttpNetworkPolicyRule],
+    rule_class: type[HttpRule],
+    secrets: Secrets,
+    where: str,
+) -> tuple[HttpRule, ...]:
+    compiled = []
+    for index, rule in enumerate(rules):
+        try:
+            compiled.append(rule_class.from_proto(rule, secrets))
+        except RuleError as error:
+            raise PolicyError(f"{where}[{index}]: {error}") from error
+    return tuple(compiled)
 
 
 def _kafka_rules(

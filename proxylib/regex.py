@@ -6,7 +6,8 @@ costs time in proportion to its length and no more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import re2
 
@@ -85,6 +86,27 @@ def exhaustive_searcher(patterns: Iterable[str]) -> Test:
         return any(regex.search(text) is not None for regex in compiled)
 
     return test
+
+
+def whole_set(patterns: Sequence[str]) -> Callable[[bytes], Iterable[int]]:
+    """Which of `patterns` match all of a text, by index.
+
+    For rules that allow: like `searcher` it may miss a match for want of memory.
+    Text that is not UTF-8 is matched as Envoy does it: a stray byte matches nothing.
+    """
+    matcher = re2.Set.FullMatchSet(_options())
+    for pattern in patterns:
+        matcher.Add(pattern.encode())
+    matcher.Compile()
+    match: Callable[[bytes], Iterable[int]] = matcher._set.Match
+    return match
+
+
+@lru_cache(maxsize=4096)
+def whole(pattern: str) -> Test:
+    """A test that is true for a text that `pattern` matches as a whole; never misses one."""
+    matcher = re2.compile(pattern.encode(), _options())
+    return lambda text: matcher.fullmatch(text) is not None
 
 
 def _always(text: bytes) -> bool:

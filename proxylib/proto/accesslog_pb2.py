@@ -24,29 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eproxylib/proto/accesslog.proto\x12\x06\x63ilium\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x81\x02\n\x0cHttpLogEntry\x12+\n\rhttp_protocol\x18\x01 \x01(\x0e\x32\x14.cilium.HttpProtocol\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12!\n\x07headers\x18\x06 \x03(\x0b\x32\x10.cilium.KeyValue\x12\x0e\n\x06status\x18\x07 \x01(\r\x12)\n\x0fmissing_headers\x18\x08 \x03(\x0b\x32\x10.cilium.KeyValue\x12*\n\x10rejected_headers\x18\t \x03(\x0b\x32\x10.cilium.KeyValue\"q\n\rKafkaLogEntry\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x05\x12\x12\n\nerror_code\x18\x02 \x01(\x05\x12\x13\n\x0b\x61pi_version\x18\x03 \x01(\x05\x12\x0f\n\x07\x61pi_key\x18\x04 \x01(\x05\x12\x0e\n\x06topics\x18\x05 \x03(\t\"z\n\nL7LogEntry\x12\r\n\x05proto\x18\x01 \x01(\t\x12.\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x1e.cilium.L7LogEntry.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x03\n\x08LogEntry\x12\x11\n\ttimestamp\x18\x01 \x01(\x04\x12%\n\nentry_type\x18\x03 \x01(\x0e\x32\x11.cilium.EntryType\x12\x13\n\x0bpolicy_name\x18\x04 \x01(\t\x12\x17\n\x0f\x63ilium_rule_ref\x18\x05 \x01(\t\x12\x1a\n\x12source_security_id\x18\x06 \x01(\r\x12\x16\n\x0esource_address\x18\x07 \x01(\t\x12\x1b\n\x13\x64\x65stination_address\x18\x08 \x01(\t\x12\x12\n\nis_ingress\x18\x0f \x01(\x08\x12\x1f\n\x17\x64\x65stination_security_id\x18\x10 \x01(\r\x12\x10\n\x08proxy_id\x18\x11 \x01(\r\x12$\n\x04http\x18\x64 \x01(\x0b\x32\x14.cilium.HttpLogEntryH\x00\x12&\n\x05kafka\x18\x65 \x01(\x0b\x32\x15.cilium.KafkaLogEntryH\x00\x12(\n\ngeneric_l7\x18\x66 \x01(\x0b\x32\x12.cilium.L7LogEntryH\x00\x42\x04\n\x02l7*2\n\tEntryType\x12\x0b\n\x07Request\x10\x00\x12\x0c\n\x08Response\x10\x01\x12\n\n\x06\x44\x65nied\x10\x02*1\n\x0cHttpProtocol\x12\n\n\x06HTTP10\x10\x00\x12\n\n\x06HTTP11\x10\x01\x12\t\n\x05HTTP2\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eproxylib/proto/accesslog.proto\x12\x06\x63ilium\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xe3\x02\n\x0cHttpLogEntry\x12+\n\rhttp_protocol\x18\x01 \x01(\x0e\x32\x14.cilium.HttpProtocol\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12!\n\x07headers\x18\x06 \x03(\x0b\x32\x10.cilium.KeyValue\x12\x0e\n\x06status\x18\x07 \x01(\r\x12)\n\x0fmissing_headers\x18\x08 \x03(\x0b\x32\x10.cilium.KeyValue\x12*\n\x10rejected_headers\x18\t \x03(\x0b\x32\x10.cilium.KeyValue\x12\x31\n\x06\x66ields\x18\xe8\x07 \x03(\x0b\x32 .cilium.HttpLogEntry.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\rKafkaLogEntry\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x05\x12\x12\n\nerror_code\x18\x02 \x01(\x05\x12\x13\n\x0b\x61pi_version\x18\x03 \x01(\x05\x12\x0f\n\x07\x61pi_key\x18\x04 \x01(\x05\x12\x0e\n\x06topics\x18\x05 \x03(\t\x12\x32\n\x06\x66ields\x18\xe8\x07 \x03(\x0b\x32!.cilium.KafkaLogEntry.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\nL7LogEntry\x12\r\n\x05proto\x18\x01 \x01(\t\x12.\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x1e.cilium.L7LogEntry.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9a\x03\n\x08LogEntry\x12\x11\n\ttimestamp\x18\x01 \x01(\x04\x12%\n\nentry_type\x18\x03 \x01(\x0e\x32\x11.cilium.EntryType\x12\x13\n\x0bpolicy_name\x18\x04 \x01(\t\x12\x17\n\x0f\x63ilium_rule_ref\x18\x05 \x01(\t\x12\x1a\n\x12source_security_id\x18\x06 \x01(\r\x12\x16\n\x0esource_address\x18\x07 \x01(\t\x12\x1b\n\x13\x64\x65stination_address\x18\x08 \x01(\t\x12\x12\n\nis_ingress\x18\x0f \x01(\x08\x12\x1f\n\x17\x64\x65stination_security_id\x18\x10 \x01(\r\x12\x10\n\x08proxy_id\x18\x11 \x01(\r\x12$\n\x04http\x18\x64 \x01(\x0b\x32\x14.cilium.HttpLogEntryH\x00\x12&\n\x05kafka\x18\x65 \x01(\x0b\x32\x15.cilium.KafkaLogEntryH\x00\x12(\n\ngeneric_l7\x18\x66 \x01(\x0b\x32\x12.cilium.L7LogEntryH\x00\x12\x10\n\x07latency\x18\xe8\x07 \x01(\x04\x42\x04\n\x02l7*2\n\tEntryType\x12\x0b\n\x07Request\x10\x00\x12\x0c\n\x08Response\x10\x01\x12\n\n\x06\x44\x65nied\x10\x02*1\n\x0cHttpProtocol\x12\n\n\x06HTTP10\x10\x00\x12\n\n\x06HTTP11\x10\x01\x12\t\n\x05HTTP2\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proxylib.proto.accesslog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HTTPLOGENTRY_FIELDSENTRY']._loaded_options = None
+  _globals['_HTTPLOGENTRY_FIELDSENTRY']._serialized_options = b'8\001'
+  _globals['_KAFKALOGENTRY_FIELDSENTRY']._loaded_options = None
+  _globals['_KAFKALOGENTRY_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_L7LOGENTRY_FIELDSENTRY']._loaded_options = None
   _globals['_L7LOGENTRY_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_ENTRYTYPE']._serialized_start=976
-  _globals['_ENTRYTYPE']._serialized_end=1026
-  _globals['_HTTPPROTOCOL']._serialized_start=1028
-  _globals['_HTTPPROTOCOL']._serialized_end=1077
+  _globals['_ENTRYTYPE']._serialized_start=1192
+  _globals['_ENTRYTYPE']._serialized_end=1242
+  _globals['_HTTPPROTOCOL']._serialized_start=1244
+  _globals['_HTTPPROTOCOL']._serialized_end=1293
   _globals['_KEYVALUE']._serialized_start=42
   _globals['_KEYVALUE']._serialized_end=80
   _globals['_HTTPLOGENTRY']._serialized_start=83
-  _globals['_HTTPLOGENTRY']._serialized_end=340
-  _globals['_KAFKALOGENTRY']._serialized_start=342
-  _globals['_KAFKALOGENTRY']._serialized_end=455
-  _globals['_L7LOGENTRY']._serialized_start=457
-  _globals['_L7LOGENTRY']._serialized_end=579
-  _globals['_L7LOGENTRY_FIELDSENTRY']._serialized_start=534
-  _globals['_L7LOGENTRY_FIELDSENTRY']._serialized_end=579
-  _globals['_LOGENTRY']._serialized_start=582
-  _globals['_LOGENTRY']._serialized_end=974
+  _globals['_HTTPLOGENTRY']._serialized_end=438
+  _globals['_HTTPLOGENTRY_FIELDSENTRY']._serialized_start=393
+  _globals['_HTTPLOGENTRY_FIELDSENTRY']._serialized_end=438
+  _globals['_KAFKALOGENTRY']._serialized_start=441
+  _globals['_KAFKALOGENTRY']._serialized_end=653
+  _globals['_KAFKALOGENTRY_FIELDSENTRY']._serialized_start=393
+  _globals['_KAFKALOGENTRY_FIELDSENTRY']._serialized_end=438
+  _globals['_L7LOGENTRY']._serialized_start=655
+  _globals['_L7LOGENTRY']._serialized_end=777
+  _globals['_L7LOGENTRY_FIELDSENTRY']._serialized_start=393
+  _globals['_L7LOGENTRY_FIELDSENTRY']._serialized_end=438
+  _globals['_LOGENTRY']._serialized_start=780
+  _globals['_LOGENTRY']._serialized_end=1190
 # @@protoc_insertion_point(module_scope)

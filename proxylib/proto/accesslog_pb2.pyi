@@ -81,6 +81,26 @@ Global___KeyValue: _TypeAlias = KeyValue  # noqa: Y015
 class HttpLogEntry(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HTTP_PROTOCOL_FIELD_NUMBER: _builtins.int
     SCHEME_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
@@ -90,6 +110,7 @@ class HttpLogEntry(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     MISSING_HEADERS_FIELD_NUMBER: _builtins.int
     REJECTED_HEADERS_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
     http_protocol: Global___HttpProtocol.ValueType
     scheme: _builtins.str
     host: _builtins.str
@@ -102,6 +123,10 @@ class HttpLogEntry(_message.Message):
     def missing_headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyValue]: ...
     @_builtins.property
     def rejected_headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyValue]: ...
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Ours: what else there is to say, such as grpc_status."""
+
     def __init__(
         self,
         *,
@@ -114,10 +139,11 @@ class HttpLogEntry(_message.Message):
         status: _builtins.int = ...,
         missing_headers: _abc.Iterable[Global___KeyValue] | None = ...,
         rejected_headers: _abc.Iterable[Global___KeyValue] | None = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "host", b"host", "http_protocol", b"http_protocol", "method", b"method", "missing_headers", b"missing_headers", "path", b"path", "rejected_headers", b"rejected_headers", "scheme", b"scheme", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "headers", b"headers", "host", b"host", "http_protocol", b"http_protocol", "method", b"method", "missing_headers", b"missing_headers", "path", b"path", "rejected_headers", b"rejected_headers", "scheme", b"scheme", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,17 +153,42 @@ Global___HttpLogEntry: _TypeAlias = HttpLogEntry  # noqa: Y015
 class KafkaLogEntry(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     ERROR_CODE_FIELD_NUMBER: _builtins.int
     API_VERSION_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
     TOPICS_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.int
     error_code: _builtins.int
     api_version: _builtins.int
     api_key: _builtins.int
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Ours: what else there is to say, such as client_id."""
+
     def __init__(
         self,
         *,
@@ -146,10 +197,11 @@ class KafkaLogEntry(_message.Message):
         api_version: _builtins.int = ...,
         api_key: _builtins.int = ...,
         topics: _abc.Iterable[_builtins.str] | None = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "api_version", b"api_version", "correlation_id", b"correlation_id", "error_code", b"error_code", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "api_version", b"api_version", "correlation_id", b"correlation_id", "error_code", b"error_code", "fields", b"fields", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,6 +267,7 @@ class LogEntry(_message.Message):
     HTTP_FIELD_NUMBER: _builtins.int
     KAFKA_FIELD_NUMBER: _builtins.int
     GENERIC_L7_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
     timestamp: _builtins.int
     """nanoseconds since 1970-01-01 UTC"""
     entry_type: Global___EntryType.ValueType
@@ -226,6 +279,8 @@ class LogEntry(_message.Message):
     is_ingress: _builtins.bool
     destination_security_id: _builtins.int
     proxy_id: _builtins.int
+    latency: _builtins.int
+    """Ours: of a response, nanoseconds since its request."""
     @_builtins.property
     def http(self) -> Global___HttpLogEntry: ...
     @_builtins.property
@@ -248,10 +303,11 @@ class LogEntry(_message.Message):
         http: Global___HttpLogEntry | None = ...,
         kafka: Global___KafkaLogEntry | None = ...,
         generic_l7: Global___L7LogEntry | None = ...,
+        latency: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generic_l7", b"generic_l7", "http", b"http", "kafka", b"kafka", "l7", b"l7"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cilium_rule_ref", b"cilium_rule_ref", "destination_address", b"destination_address", "destination_security_id", b"destination_security_id", "entry_type", b"entry_type", "generic_l7", b"generic_l7", "http", b"http", "is_ingress", b"is_ingress", "kafka", b"kafka", "l7", b"l7", "policy_name", b"policy_name", "proxy_id", b"proxy_id", "source_address", b"source_address", "source_security_id", b"source_security_id", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cilium_rule_ref", b"cilium_rule_ref", "destination_address", b"destination_address", "destination_security_id", b"destination_security_id", "entry_type", b"entry_type", "generic_l7", b"generic_l7", "http", b"http", "is_ingress", b"is_ingress", "kafka", b"kafka", "l7", b"l7", "latency", b"latency", "policy_name", b"policy_name", "proxy_id", b"proxy_id", "source_address", b"source_address", "source_security_id", b"source_security_id", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_l7: _TypeAlias = _typing.Literal["http", "kafka", "generic_l7"]  # noqa: Y015
     _WhichOneofArgType_l7: _TypeAlias = _typing.Literal["l7", b"l7"]  # noqa: Y015

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from proxylib.proto import headers_pb2 as proxylib_dot_proto_dot_headers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19proxylib/proto/npds.proto\x12\x06\x63ilium\"\xb5\x01\n\rNetworkPolicy\x12\x14\n\x0c\x65ndpoint_ips\x18\x01 \x03(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\x04\x12<\n\x19ingress_per_port_policies\x18\x03 \x03(\x0b\x32\x19.cilium.PortNetworkPolicy\x12;\n\x18\x65gress_per_port_policies\x18\x04 \x03(\x0b\x32\x19.cilium.PortNetworkPolicy\"\x85\x01\n\x11PortNetworkPolicy\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\"\n\x08protocol\x18\x02 \x01(\x0e\x32\x10.cilium.Protocol\x12,\n\x05rules\x18\x03 \x03(\x0b\x32\x1d.cilium.PortNetworkPolicyRule\x12\x10\n\x08\x65nd_port\x18\x04 \x01(\r\"\xbd\x01\n\nTLSContext\x12\x12\n\ntrusted_ca\x18\x01 \x01(\t\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x01(\t\x12\x13\n\x0bprivate_key\x18\x03 \x01(\t\x12\x14\n\x0cserver_names\x18\x04 \x03(\t\x12%\n\x1dvalidation_context_sds_secret\x18\x05 \x01(\t\x12\x16\n\x0etls_sds_secret\x18\x06 \x01(\t\x12\x16\n\x0e\x61lpn_protocols\x18\x07 \x03(\t\"\xce\x03\n\x15PortNetworkPolicyRule\x12\x19\n\x0fpass_precedence\x18\x01 \x01(\rH\x00\x12\x0e\n\x04\x64\x65ny\x18\x08 \x01(\x08H\x00\x12\x10\n\x08l7_proto\x18\x02 \x01(\t\x12\x32\n\x16\x64ownstream_tls_context\x18\x03 \x01(\x0b\x32\x12.cilium.TLSContext\x12\x30\n\x14upstream_tls_context\x18\x04 \x01(\x0b\x32\x12.cilium.TLSContext\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x14\n\x0cserver_names\x18\x06 \x03(\t\x12\x17\n\x0fremote_policies\x18\x07 \x03(\r\x12\x10\n\x08proxy_id\x18\t \x01(\r\x12\x12\n\nprecedence\x18\n \x01(\r\x12\x34\n\nhttp_rules\x18\x64 \x01(\x0b\x32\x1e.cilium.HttpNetworkPolicyRulesH\x01\x12\x36\n\x0bkafka_rules\x18\x65 \x01(\x0b\x32\x1f.cilium.KafkaNetworkPolicyRulesH\x01\x12\x30\n\x08l7_rules\x18\x66 \x01(\x0b\x32\x1c.cilium.L7NetworkPolicyRulesH\x01\x42\t\n\x07verdictB\x04\n\x02l7\"K\n\x16HttpNetworkPolicyRules\x12\x31\n\nhttp_rules\x18\x01 \x03(\x0b\x32\x1d.cilium.HttpNetworkPolicyRule\"\x8f\x03\n\x0bHeaderMatch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x35\n\x0cmatch_action\x18\x03 \x01(\x0e\x32\x1f.cilium.HeaderMatch.MatchAction\x12;\n\x0fmismatch_action\x18\x04 \x01(\x0e\x32\".cilium.HeaderMatch.MismatchAction\x12\x18\n\x10value_sds_secret\x18\x05 \x01(\t\"L\n\x0bMatchAction\x12\x15\n\x11\x43ONTINUE_ON_MATCH\x10\x00\x12\x11\n\rFAIL_ON_MATCH\x10\x01\x12\x13\n\x0f\x44\x45LETE_ON_MATCH\x10\x02\"\x86\x01\n\x0eMismatchAction\x12\x14\n\x10\x46\x41IL_ON_MISMATCH\x10\x00\x12\x18\n\x14\x43ONTINUE_ON_MISMATCH\x10\x01\x12\x13\n\x0f\x41\x44\x44_ON_MISMATCH\x10\x02\x12\x16\n\x12\x44\x45LETE_ON_MISMATCH\x10\x03\x12\x17\n\x13REPLACE_ON_MISMATCH\x10\x04\"U\n\x15HttpNetworkPolicyRule\x12\x0f\n\x07headers\x18\x01 \x03(\x0c\x12+\n\x0eheader_matches\x18\x02 \x03(\x0b\x32\x13.cilium.HeaderMatch\"N\n\x17KafkaNetworkPolicyRules\x12\x33\n\x0bkafka_rules\x18\x01 \x03(\x0b\x32\x1e.cilium.KafkaNetworkPolicyRule\"a\n\x16KafkaNetworkPolicyRule\x12\x13\n\x0b\x61pi_version\x18\x01 \x01(\x05\x12\x10\n\x08\x61pi_keys\x18\x02 \x03(\x05\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\r\n\x05topic\x18\x04 \x01(\t\"\x7f\n\x14L7NetworkPolicyRules\x12\x33\n\x0el7_allow_rules\x18\x01 \x03(\x0b\x32\x1b.cilium.L7NetworkPolicyRule\x12\x32\n\rl7_deny_rules\x18\x02 \x03(\x0b\x32\x1b.cilium.L7NetworkPolicyRule\"\x9c\x01\n\x13L7NetworkPolicyRule\x12\x33\n\x04rule\x18\x01 \x03(\x0b\x32%.cilium.L7NetworkPolicyRule.RuleEntry\x12\x15\n\rmetadata_rule\x18\x02 \x03(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x1a+\n\tRuleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x12NetworkPolicyHosts\x12\x0e\n\x06policy\x18\x01 \x01(\x04\x12\x16\n\x0ehost_addresses\x18\x02 \x03(\t*\x1c\n\x08Protocol\x12\x07\n\x03TCP\x10\x00\x12\x07\n\x03UDP\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19proxylib/proto/npds.proto\x12\x06\x63ilium\x1a\x1cproxylib/proto/headers.proto\"\xb5\x01\n\rNetworkPolicy\x12\x14\n\x0c\x65ndpoint_ips\x18\x01 \x03(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\x04\x12<\n\x19ingress_per_port_policies\x18\x03 \x03(\x0b\x32\x19.cilium.PortNetworkPolicy\x12;\n\x18\x65gress_per_port_policies\x18\x04 \x03(\x0b\x32\x19.cilium.PortNetworkPolicy\"\x85\x01\n\x11PortNetworkPolicy\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\"\n\x08protocol\x18\x02 \x01(\x0e\x32\x10.cilium.Protocol\x12,\n\x05rules\x18\x03 \x03(\x0b\x32\x1d.cilium.PortNetworkPolicyRule\x12\x10\n\x08\x65nd_port\x18\x04 \x01(\r\"\xbd\x01\n\nTLSContext\x12\x12\n\ntrusted_ca\x18\x01 \x01(\t\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x01(\t\x12\x13\n\x0bprivate_key\x18\x03 \x01(\t\x12\x14\n\x0cserver_names\x18\x04 \x03(\t\x12%\n\x1dvalidation_context_sds_secret\x18\x05 \x01(\t\x12\x16\n\x0etls_sds_secret\x18\x06 \x01(\t\x12\x16\n\x0e\x61lpn_protocols\x18\x07 \x03(\t\"\xce\x03\n\x15PortNetworkPolicyRule\x12\x19\n\x0fpass_precedence\x18\x01 \x01(\rH\x00\x12\x0e\n\x04\x64\x65ny\x18\x08 \x01(\x08H\x00\x12\x10\n\x08l7_proto\x18\x02 \x01(\t\x12\x32\n\x16\x64ownstream_tls_context\x18\x03 \x01(\x0b\x32\x12.cilium.TLSContext\x12\x30\n\x14upstream_tls_context\x18\x04 \x01(\x0b\x32\x12.cilium.TLSContext\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x14\n\x0cserver_names\x18\x06 \x03(\t\x12\x17\n\x0fremote_policies\x18\x07 \x03(\r\x12\x10\n\x08proxy_id\x18\t \x01(\r\x12\x12\n\nprecedence\x18\n \x01(\r\x12\x34\n\nhttp_rules\x18\x64 \x01(\x0b\x32\x1e.cilium.HttpNetworkPolicyRulesH\x01\x12\x36\n\x0bkafka_rules\x18\x65 \x01(\x0b\x32\x1f.cilium.KafkaNetworkPolicyRulesH\x01\x12\x30\n\x08l7_rules\x18\x66 \x01(\x0b\x32\x1c.cilium.L7NetworkPolicyRulesH\x01\x42\t\n\x07verdictB\x04\n\x02l7\"K\n\x16HttpNetworkPolicyRules\x12\x31\n\nhttp_rules\x18\x01 \x03(\x0b\x32\x1d.cilium.HttpNetworkPolicyRule\"\x8f\x03\n\x0bHeaderMatch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x35\n\x0cmatch_action\x18\x03 \x01(\x0e\x32\x1f.cilium.HeaderMatch.MatchAction\x12;\n\x0fmismatch_action\x18\x04 \x01(\x0e\x32\".cilium.HeaderMatch.MismatchAction\x12\x18\n\x10value_sds_secret\x18\x05 \x01(\t\"L\n\x0bMatchAction\x12\x15\n\x11\x43ONTINUE_ON_MATCH\x10\x00\x12\x11\n\rFAIL_ON_MATCH\x10\x01\x12\x13\n\x0f\x44\x45LETE_ON_MATCH\x10\x02\"\x86\x01\n\x0eMismatchAction\x12\x14\n\x10\x46\x41IL_ON_MISMATCH\x10\x00\x12\x18\n\x14\x43ONTINUE_ON_MISMATCH\x10\x01\x12\x13\n\x0f\x41\x44\x44_ON_MISMATCH\x10\x02\x12\x16\n\x12\x44\x45LETE_ON_MISMATCH\x10\x03\x12\x17\n\x13REPLACE_ON_MISMATCH\x10\x04\"t\n\x15HttpNetworkPolicyRule\x12.\n\x07headers\x18\x01 \x03(\x0b\x32\x1d.proxylib.envoy.HeaderMatcher\x12+\n\x0eheader_matches\x18\x02 \x03(\x0b\x32\x13.cilium.HeaderMatch\"N\n\x17KafkaNetworkPolicyRules\x12\x33\n\x0bkafka_rules\x18\x01 \x03(\x0b\x32\x1e.cilium.KafkaNetworkPolicyRule\"a\n\x16KafkaNetworkPolicyRule\x12\x13\n\x0b\x61pi_version\x18\x01 \x01(\x05\x12\x10\n\x08\x61pi_keys\x18\x02 \x03(\x05\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\r\n\x05topic\x18\x04 \x01(\t\"\x7f\n\x14L7NetworkPolicyRules\x12\x33\n\x0el7_allow_rules\x18\x01 \x03(\x0b\x32\x1b.cilium.L7NetworkPolicyRule\x12\x32\n\rl7_deny_rules\x18\x02 \x03(\x0b\x32\x1b.cilium.L7NetworkPolicyRule\"\x9c\x01\n\x13L7NetworkPolicyRule\x12\x33\n\x04rule\x18\x01 \x03(\x0b\x32%.cilium.L7NetworkPolicyRule.RuleEntry\x12\x15\n\rmetadata_rule\x18\x02 \x03(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x1a+\n\tRuleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x12NetworkPolicyHosts\x12\x0e\n\x06policy\x18\x01 \x01(\x04\x12\x16\n\x0ehost_addresses\x18\x02 \x03(\t*\x1c\n\x08Protocol\x12\x07\n\x03TCP\x10\x00\x12\x07\n\x03UDP\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +34,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_L7NETWORKPOLICYRULE_RULEENTRY']._loaded_options = None
   _globals['_L7NETWORKPOLICYRULE_RULEENTRY']._serialized_options = b'8\001'
-  _globals['_PROTOCOL']._serialized_start=2109
-  _globals['_PROTOCOL']._serialized_end=2137
-  _globals['_NETWORKPOLICY']._serialized_start=38
-  _globals['_NETWORKPOLICY']._serialized_end=219
-  _globals['_PORTNETWORKPOLICY']._serialized_start=222
-  _globals['_PORTNETWORKPOLICY']._serialized_end=355
-  _globals['_TLSCONTEXT']._serialized_start=358
-  _globals['_TLSCONTEXT']._serialized_end=547
-  _globals['_PORTNETWORKPOLICYRULE']._serialized_start=550
-  _globals['_PORTNETWORKPOLICYRULE']._serialized_end=1012
-  _globals['_HTTPNETWORKPOLICYRULES']._serialized_start=1014
-  _globals['_HTTPNETWORKPOLICYRULES']._serialized_end=1089
-  _globals['_HEADERMATCH']._serialized_start=1092
-  _globals['_HEADERMATCH']._serialized_end=1491
-  _globals['_HEADERMATCH_MATCHACTION']._serialized_start=1278
-  _globals['_HEADERMATCH_MATCHACTION']._serialized_end=1354
-  _globals['_HEADERMATCH_MISMATCHACTION']._serialized_start=1357
-  _globals['_HEADERMATCH_MISMATCHACTION']._serialized_end=1491
-  _globals['_HTTPNETWORKPOLICYRULE']._serialized_start=1493
-  _globals['_HTTPNETWORKPOLICYRULE']._serialized_end=1578
-  _globals['_KAFKANETWORKPOLICYRULES']._serialized_start=1580
-  _globals['_KAFKANETWORKPOLICYRULES']._serialized_end=1658
-  _globals['_KAFKANETWORKPOLICYRULE']._serialized_start=1660
-  _globals['_KAFKANETWORKPOLICYRULE']._serialized_end=1757
-  _globals['_L7NETWORKPOLICYRULES']._serialized_start=1759
-  _globals['_L7NETWORKPOLICYRULES']._serialized_end=1886
-  _globals['_L7NETWORKPOLICYRULE']._serialized_start=1889
-  _globals['_L7NETWORKPOLICYRULE']._serialized_end=2045
-  _globals['_L7NETWORKPOLICYRULE_RULEENTRY']._serialized_start=2002
-  _globals['_L7NETWORKPOLICYRULE_RULEENTRY']._serialized_end=2045
-  _globals['_NETWORKPOLICYHOSTS']._serialized_start=2047
-  _globals['_NETWORKPOLICYHOSTS']._serialized_end=2107
+  _globals['_PROTOCOL']._serialized_start=2170
+  _globals['_PROTOCOL']._serialized_end=2198
+  _globals['_NETWORKPOLICY']._serialized_start=68
+  _globals['_NETWORKPOLICY']._serialized_end=249
+  _globals['_PORTNETWORKPOLICY']._serialized_start=252
+  _globals['_PORTNETWORKPOLICY']._serialized_end=385
+  _globals['_TLSCONTEXT']._serialized_start=388
+  _globals['_TLSCONTEXT']._serialized_end=577
+  _globals['_PORTNETWORKPOLICYRULE']._serialized_start=580
+  _globals['_PORTNETWORKPOLICYRULE']._serialized_end=1042
+  _globals['_HTTPNETWORKPOLICYRULES']._serialized_start=1044
+  _globals['_HTTPNETWORKPOLICYRULES']._serialized_end=1119
+  _globals['_HEADERMATCH']._serialized_start=1122
+  _globals['_HEADERMATCH']._serialized_end=1521
+  _globals['_HEADERMATCH_MATCHACTION']._serialized_start=1308
+  _globals['_HEADERMATCH_MATCHACTION']._serialized_end=1384
+  _globals['_HEADERMATCH_MISMATCHACTION']._serialized_start=1387
+  _globals['_HEADERMATCH_MISMATCHACTION']._serialized_end=1521
+  _globals['_HTTPNETWORKPOLICYRULE']._serialized_start=1523
+  _globals['_HTTPNETWORKPOLICYRULE']._serialized_end=1639
+  _globals['_KAFKANETWORKPOLICYRULES']._serialized_start=1641
+  _globals['_KAFKANETWORKPOLICYRULES']._serialized_end=1719
+  _globals['_KAFKANETWORKPOLICYRULE']._serialized_start=1721
+  _globals['_KAFKANETWORKPOLICYRULE']._serialized_end=1818
+  _globals['_L7NETWORKPOLICYRULES']._serialized_start=1820
+  _globals['_L7NETWORKPOLICYRULES']._serialized_end=1947
+  _globals['_L7NETWORKPOLICYRULE']._serialized_start=1950
+  _globals['_L7NETWORKPOLICYRULE']._serialized_end=2106
+  _globals['_L7NETWORKPOLICYRULE_RULEENTRY']._serialized_start=2063
+  _globals['_L7NETWORKPOLICYRULE_RULEENTRY']._serialized_end=2106
+  _globals['_NETWORKPOLICYHOSTS']._serialized_start=2108
+  _globals['_NETWORKPOLICYHOSTS']._serialized_end=2168
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from proxylib.proto import headers_pb2 as _headers_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -297,22 +298,18 @@ Global___HeaderMatch: _TypeAlias = HeaderMatch  # noqa: Y015
 
 @_typing.final
 class HttpNetworkPolicyRule(_message.Message):
-    """Field 1 carries envoy.config.route.v3.HeaderMatcher messages, kept as bytes
-    here so that this file needs none of Envoy's protos.
-    """
-
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADERS_FIELD_NUMBER: _builtins.int
     HEADER_MATCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[_headers_pb2.HeaderMatcher]: ...
     @_builtins.property
     def header_matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeaderMatch]: ...
     def __init__(
         self,
         *,
-        headers: _abc.Iterable[_builtins.bytes] | None = ...,
+        headers: _abc.Iterable[_headers_pb2.HeaderMatcher] | None = ...,
         header_matches: _abc.Iterable[Global___HeaderMatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

@@ -96,7 +96,7 @@ def test_both_addresses_of_an_endpoint() -> None:
         (compiled("port: 80 rules { deny: true }"), {}, "100 is denied on ingress port 80"),
         (compiled('port: 80 rules { l7_proto: "nobody" }'), {}, "unknown parser 'nobody'"),
         (compiled("port: 80 protocol: UDP"), {}, "no ingress policy for port 80"),
-        (compiled("port: 80 rules { http_rules { } }"), {}, "'http'"),
+        (compiled("port: 80 rules { http_rules { } }"), {}, "for parser http"),
     ],
 )  # fmt: skip
 def test_closed_with_the_reason(policy: PolicyMap, where: dict[str, object], reason: str) -> None:
