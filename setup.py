@@ -47,6 +47,7 @@ setup(
         "grpcio>=1.62",
         "protobuf>=7.35",
         "pydantic>=2.7",
+        "pyinstrument>=5.0",
         "ruamel.yaml>=0.18",
         "watchfiles>=0.22",
     ],

@@ -64,6 +64,7 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
         "replay": ("node.commands.replay", "Judge recordings again, off line."),
         "parser": ("node.commands.parser", "List, describe, begin and test parsers."),
         "policy": ("node.commands.policy", "Check policy documents, or serve them."),
+        "gen-config": ("node.commands.gen_config", "Print an Envoy configuration to read."),
         "lib-path": ("node.commands.lib_path", "Print where the shared library is."),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -10,6 +10,7 @@ command: LazyGroup = command_group(
         "list": ("node.commands.parser_list", "Which parsers can be named."),
         "describe": ("node.commands.parser_describe", "What one parser is, and its rule keys."),
         "new": ("node.commands.parser_new", "Begin a parser of your own."),
+        "profile": ("node.commands.parser_profile", "Where a parser's time goes."),
         "test": ("node.commands.parser_test", "What every parser must pass, and its own tests."),
     },
     "Parsers: those that are installed, and those that you write.",

@@ -18,7 +18,7 @@ from proxylib.errors import PolicyError
 from proxylib.hosts import HostMap, compile_hosts
 from proxylib.ops import EntryType
 from proxylib.policy import PolicyMap, compile_policies
-from proxylib.recording import MAX_FILE, Data, Facts, Logged, Recording, RecordingError, read_lines
+from proxylib.recording import MAX_FILE, Facts, Logged, Recording, RecordingError, read_lines
 from proxylib.registry import get_parser_factory
 from proxylib.testing import Host, HostClosed
 from proxylib.testing.dialogue import describe
@@ -99,38 +99,44 @@ def replay(recording: Recording, *, parser: str = "", judge: Judges | None = Non
 
     Raises UsageError if the recording has no policy and none is given.
     """
+    host = open_host(recording, parser=parser, judge=judge)
+    to_server, to_client = play(host, recording)
+    return Replay(
+        then=tuple(_line(entry) for entry in recording.log),
+        now=tuple(describe(_plain(record)) for record in host.log),
+        to_server=to_server,
+        to_client=to_client,
+        closed=host.closed,
+    )
+
+
+def open_host(recording: Recording, *, parser: str = "", judge: Judges | None = None) -> Host:
+    """The recording's connection, as it begins; closed if nothing can be allowed on it."""
     facts = recording.facts
     if judge is None:
         policy = _recorded_policy(facts)
     else:
         policy, facts = judge.policy, judge.facts(facts)
     host = Host(parser or facts.parser, policy=policy, facts=facts)
-    denied = host.connection.decision
-    if denied.denied:
+    decision = host.connection.decision
+    if decision.denied:
         # As the filter does before a parser sees anything.
-        host.connection.log_status(f"Connection closed: {denied.reason}")
+        host.connection.log_status(f"Connection closed: {decision.reason}")
         host.closed = True
+    return host
+
+
+def play(host: Host, recording: Recording) -> tuple[bytes, bytes]:
+    """What reaches the server and the client when the recording's bytes arrive again."""
     sent = {False: b"", True: b""}
     for burst in recording.bursts:
-        if host.closed:
+        feed = host.server if burst.reply else host.client
+        try:
+            sent[burst.reply] += feed(burst.data, end=burst.end)
+        except HostClosed:
             break
-        _play(host, burst, sent)
-    return Replay(
-        then=tuple(_line(entry) for entry in recording.log),
-        now=tuple(describe(_plain(record)) for record in host.log),
-        to_server=sent[False],
-        to_client=sent[True],
-        closed=host.closed,
-    )
-
-
-def _play(host: Host, burst: Data, sent: dict[bool, bytes]) -> None:
-    feed = host.server if burst.reply else host.client
-    try:
-        sent[burst.reply] += feed(burst.data, end=burst.end)
-    except HostClosed:
-        return
-    sent[not burst.reply] += host.take(not burst.reply)
+        sent[not burst.reply] += host.take(not burst.reply)
+    return sent[False], sent[True]
 
 
 def _recorded_policy(facts: Facts) -> PolicyMap:

@@ -136,6 +136,8 @@ class Host:
         if made is None:
             raise HostClosed("the parser refused the connection")
         self.connection.attach(made)
+        self.on_data = self.connection.on_data
+        """The engine's call of the parser, for those who want to look between."""
 
     def set_policy(self, parser: str, rules: Sequence[Mapping[str, str]] | None) -> None:
         """Replace the policy under the live connection."""
@@ -210,7 +212,7 @@ class Host:
     def _run(self, direction: _Direction, reply: bool, data: bytes, end: bool) -> None:
         while True:
             ops: list[int] = []
-            result = self.connection.on_data(reply, end, [data] if data else [], ops)
+            result = self.on_data(reply, end, [data] if data else [], ops)
             pairs = list(zip(ops[::2], ops[1::2], strict=True))
             self.ops += pairs
             try:

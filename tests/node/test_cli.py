@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from node.cli import cli
+from node.envoy import SEARCH_PATH, find_envoy, find_library
 from node.errors import NodeError, SetupError, UsageError
 from proxylib.native import library_path
 from proxylib.proto.accesslog_pb2 import EntryType, L7LogEntry, LogEntry
@@ -54,10 +56,12 @@ def test_help_names_every_command_and_imports_none() -> None:
         ["parser", "list"],
         ["parser", "describe"],
         ["parser", "new"],
+        ["parser", "profile"],
         ["parser", "test"],
         ["policy"],
         ["policy", "validate"],
         ["policy", "serve"],
+        ["gen-config"],
         ["lib-path"],
     ],
 )
@@ -303,3 +307,20 @@ def test_accesslog_has_a_place_of_its_own(tmp_path: Path, command: Callable[...,
         running.until(lambda item: item["verdict"] == "denied")
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert running.end() == 0
+
+
+@pytest.mark.parametrize("name", ["r2d2", "memcache", "kafka"])
+def test_a_generated_configuration_is_one_that_envoy_takes(name: str, tmp_path: Path) -> None:
+    result = call("gen-config", name, "--folder", tmp_path)
+    assert result.exit_code == 0, result.output
+    document = tmp_path / "envoy.yaml"
+    document.write_text(result.output)
+    done = subprocess.run(
+        [find_envoy(), "--mode", "validate", "-c", document],
+        env={**os.environ, SEARCH_PATH: str(find_library().parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
