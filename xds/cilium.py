@@ -133,7 +133,7 @@ def _subject(spec: model.Spec, namespace: str, origin: Origin) -> Selector:
     subject = selector(spec.endpointSelector)
     if not namespace or subject.names_reserved:
         return subject
-    own = _in_namespace(namespace)
+    own = namespace_requirement(namespace)
     for need in subject.requirements:
         if need.key == POD_NAMESPACE and need != own and need.values != own.values:
             message = f"selects another namespace than the policy's own, {namespace!r}: {need}"
@@ -187,10 +187,11 @@ def scoped(item: model_peers.EndpointSelector, namespace: str) -> Selector:
         return found
     if any(r.key.startswith(f"{NAMESPACE_LABELS}.") for r in found.requirements):
         return found.also(requirement(f"{K8S}:{POD_NAMESPACE}", Operator.EXISTS))
-    return found.also(_in_namespace(namespace))
+    return found.also(namespace_requirement(namespace))
 
 
-def _in_namespace(namespace: str) -> Requirement:
+def namespace_requirement(namespace: str) -> Requirement:
+    """That the endpoint is of `namespace`."""
     return requirement(f"{K8S}:{POD_NAMESPACE}", Operator.IN, [namespace])
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from xds import cilium
+from xds import cilium, kubernetes
 from xds.policy import Policy
 from xds.source import Document, DocumentError, Problem
 
 KINDS: dict[str, Callable[[Document], list[Policy]]] = {
     "CiliumNetworkPolicy": cilium.network_policy,
     "CiliumClusterwideNetworkPolicy": cilium.clusterwide_policy,
+    "NetworkPolicy": kubernetes.network_policy,
 }
 """How to load each kind of document."""
 

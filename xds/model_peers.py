@@ -49,7 +49,8 @@ _ICMP_TYPES = {
 """Numbers of the type names that Cilium knows (IANA's registries)."""
 
 
-def _port(value: Any) -> int | str:
+def port_of(value: Any) -> int | str:
+    """The port of a document, as a number or a name. Raises ValueError."""
     text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     if re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT:
         return int(text)
@@ -199,7 +200,7 @@ class Service(Shape):
 class PortProtocol(Shape):
     """A port, or the range from it to endPort."""
 
-    port: Annotated[int | str, BeforeValidator(_port)]
+    port: Annotated[int | str, BeforeValidator(port_of, json_schema_input_type=int | str)]
     endPort: Optional[Annotated[int, Field(ge=0, le=MAX_PORT)]] = None
     protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
 
