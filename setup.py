@@ -48,7 +48,7 @@ setup(
         "protobuf>=7.35",
         "pydantic>=2.7",
         "pyinstrument>=5.0",
-        "ruamel.yaml>=0.18",
+        "PyYAML>=6.0",
         "watchfiles>=0.22",
     ],
     extras_require={
@@ -73,6 +73,8 @@ setup(
             "python-snappy>=0.7",
             "ruff>=0.6",
             "setuptools>=77",
+            "types-PyYAML",
+            "types-jsonschema",
             "types-protobuf",
             "wheel",
             "xxhash>=3.4",

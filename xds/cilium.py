@@ -41,7 +41,8 @@ from xds.policy import (
     TLSContext,
 )
 from xds.shape import check
-from xds.source import MAX_PROBLEMS, Document, DocumentError, Origin, Path, Problem
+from xds.source import Document, DocumentError, Origin, Problem
+from xds.yamltext import MAX_PROBLEMS, Path
 
 _Model = model.CiliumNetworkPolicy | model.CiliumClusterwideNetworkPolicy
 _RuleModel = model.IngressRule | model.EgressRule | model.IngressDenyRule | model.EgressDenyRule

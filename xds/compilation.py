@@ -22,7 +22,8 @@ from xds.identity import Identities, reserved_labels
 from xds.labels import LabelSet, Selector
 from xds.policy import L7, L7Pairs, Policy, Rule
 from xds.selection import Selection
-from xds.source import MAX_PROBLEMS, DocumentError, Problem
+from xds.source import DocumentError, Problem
+from xds.yamltext import MAX_PROBLEMS
 
 NETWORK_POLICY = "type.googleapis.com/cilium.NetworkPolicy"
 NETWORK_POLICY_HOSTS = "type.googleapis.com/cilium.NetworkPolicyHosts"

@@ -9,7 +9,8 @@ from proxylib.errors import PolicyError, RegistrationError, RuleError
 from proxylib.parser import ParserFactory
 from proxylib.registry import get_parser_factory, parser_names
 from xds import model
-from xds.source import Document, Path, Problem
+from xds.source import Document, Problem
+from xds.yamltext import Path
 
 _DIRECTIONS = ("ingress", "egress")
 

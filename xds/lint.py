@@ -12,7 +12,8 @@ from xds.l7rules import find_parser
 from xds.labels import Label, Operator, Requirement, Selector
 from xds.policy import L7, Policy, Rule
 from xds.selection import Selection
-from xds.source import MAX_PROBLEMS, Origin, Problem
+from xds.source import Origin, Problem
+from xds.yamltext import MAX_PROBLEMS
 
 _CLOSE = 0.8
 """How similar (difflib's ratio) a label must be to one that exists to be a likely typo."""

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from xds.labels import check_part, split_key
-from xds.source import MAX_PROBLEMS, Document, DocumentError, Path, Problem, dotted
+from xds.source import Document, DocumentError, Problem, dotted
+from xds.yamltext import MAX_PROBLEMS, Path
 
 T = TypeVar("T")
 M = TypeVar("M", bound="Shape")

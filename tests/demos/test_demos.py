@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+import yaml
 
 from demos.servers import cassandra, kafka, maven
 from demos.stage import ENDPOINTS, HERE, NETWORK, Stage, find_network
@@ -60,7 +60,7 @@ def test_a_story_with_a_large_server(
 )
 def test_the_policy_is_that_of_the_source_documents(mine: str, source: str) -> None:
     def first(path: Path) -> object:
-        return next(iter(YAML(typ="safe").load_all(path.read_text())))
+        return next(iter(yaml.safe_load_all(path.read_text())))
 
     assert first(HERE / f"{mine}.yaml") == first(EXAMPLES / f"{source}.yaml")
 

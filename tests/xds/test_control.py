@@ -196,7 +196,7 @@ def test_set_documents_and_back_to_files(library: Library, control: ControlServe
     assert control.wait_acked(10)
     assert library.allows(b"RESET")
     with pytest.raises(DocumentError, match="memory: larger than"):
-        control.set_documents({"memory": "#" * (5 << 20)})
+        control.set_documents({"memory": "#" * (17 << 20)})
     assert library.allows(b"RESET")
     control.reload()
     assert control.wait_acked(10)
