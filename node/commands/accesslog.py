@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
+from node.address import Address
 from node.console import Console
 from node.errors import UsageError
+from node.metrics import counting
 from node.stopping import MAX_WAIT, Stopped, stop_on_signals
 from proxylib.accesslog import AccessLogServer
 
@@ -35,8 +37,15 @@ def default_path() -> Path:
     show_default=True,
     help="Go on when the last proxy has gone.",
 )
+@click.option(
+    "--metrics",
+    metavar="ADDR",
+    help="Serve Prometheus metrics, counted from the log, over HTTP (127.0.0.1:9964).",
+)
 @click.option("--group", is_flag=True, help="Let the socket file's group connect too (mode 0660).")
-def command(path: Path | None, as_json: bool | None, follow: bool, group: bool) -> None:
+def command(
+    path: Path | None, as_json: bool | None, follow: bool, metrics: str | None, group: bool
+) -> None:
     """Read the decisions that proxies log to the socket PATH, one per line.
 
     This command listens; proxies connect when they have something to say (give
@@ -46,15 +55,25 @@ def command(path: Path | None, as_json: bool | None, follow: bool, group: bool) 
     A slow reader never slows traffic down: what it misses is counted by the
     proxy and reported here in a line of its own. Ctrl-C ends it, exit status 0.
     """
+    where = None if metrics is None else Address.parse(metrics, any_port=True)
     server = AccessLogServer(path or _default_socket(), group=group)
     if as_json is None:
         as_json = not sys.stdout.isatty()
     console = Console(as_json=as_json)
     seen_client = False
-    with suppress(Stopped), stop_on_signals(), server:
+
+    def tell(url: str) -> None:
+        click.echo(f"proxylib: metrics at {url}", err=True)
+
+    with (
+        suppress(Stopped),
+        stop_on_signals(),
+        server,
+        counting(where, console.entries, tell) as entries,
+    ):
         click.echo(f"proxylib: reading the access log at {server.path}", err=True)
         while follow or server.clients or not seen_client:
-            console.entries(server.read(timeout=MAX_WAIT))
+            entries(server.read(timeout=MAX_WAIT))
             seen_client = seen_client or server.clients > 0
 
 

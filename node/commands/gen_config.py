@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -46,6 +46,8 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> Address:
 def command(parser: str, listen: Address, upstream: Address, folder: Path, egress: bool) -> None:
     """Print a complete Envoy configuration for PARSER, to read and to run by hand."""
     from betterproto2 import Casing
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scalarstring import walk_tree
 
     from node import bootstrap
 
@@ -66,19 +68,10 @@ def command(parser: str, listen: Address, upstream: Address, folder: Path, egres
             admin=folder / "admin.sock",
         )
     ).to_dict(casing=Casing.SNAKE)
-    click.echo(HEADER.format(parser=choice.name, folder=folder) + "\n" + _yaml(document), nl=False)
-
-
-def _yaml(document: dict[str, Any]) -> str:
-    """`document` for people: in its own order, and several lines written as such."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        style = "|" if "\n" in value else None
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-    Dumper.add_representer(str, text)
-    return yaml.dump(document, Dumper=Dumper, sort_keys=False, width=4096)
+    # What has several lines is written as such.
+    walk_tree(document)
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.dump(document, text)
+    click.echo(HEADER.format(parser=choice.name, folder=folder) + "\n" + text.getvalue(), nl=False)

@@ -25,7 +25,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> A
     if value is None:
         return None
     try:
-        return Address.parse(value, any_port=param.name == "listen")
+        return Address.parse(value, any_port=param.name in ("listen", "metrics"))
     except UsageError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -100,6 +100,12 @@ _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
     type=click.Choice(LOG_LEVELS),
     help="What Envoy says about itself.",
 )
+@click.option(
+    "--metrics",
+    metavar="ADDR",
+    callback=_address,
+    help="Serve Prometheus metrics, counted from the log, over HTTP.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON lines on stdout.")
 @click.option(
     "--egress",
@@ -123,6 +129,7 @@ def command(
     concurrency: int,
     envoy: Path | None,
     envoy_log_level: str,
+    metrics: Address | None,
     as_json: bool,
     egress: bool,
     watch: bool,
@@ -144,17 +151,26 @@ def command(
     connection; a bad edit is reported, and the rules before it stay.
 
     With --json every line on stdout is an object: decisions have "verdict", the
-    rest has "event": listening, rules, ready, upstream, policy-warning,
+    rest has "event": listening, metrics, rules, ready, upstream, policy-warning,
     irrelevant-policy, bad-edit, rules-not-in-force, access-log, envoy-log, stopped.
     The last one is "stopped", with the exit status; an error is told on stderr too.
     """
+    from node.metrics import counting
     from node.parsers import choose_parser
     from node.run import Proxy, ProxyConfig
 
     console = Console(as_json=as_json)
+    if metrics is not None and access_log is not None:
+        raise click.UsageError(
+            "--metrics counts the log that is read here; with --access-log, "
+            "give --metrics to 'proxylib accesslog'"
+        )
 
     def show(event: Event) -> None:
         console.event(event.kind, event.message, event.data, event.role)
+
+    def tell(url: str) -> None:
+        console.event("metrics", f"metrics at {url}", {"url": url})
 
     try:
         with suppress(Stopped), stop_on_signals():
@@ -173,7 +189,10 @@ def command(
                 watch=watch,
                 record=record,
             )
-            with Proxy(config, on_event=show, on_entries=console.entries) as proxy:
+            with (
+                counting(metrics, console.entries, tell) as entries,
+                Proxy(config, on_event=show, on_entries=entries) as proxy,
+            ):
                 proxy.wait()
     except (NodeError, ProxylibError) as error:
         if as_json:
