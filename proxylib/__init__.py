@@ -37,6 +37,7 @@ from proxylib.rules import (
     Suffix,
     affix_test,
 )
+from proxylib.sandbox import OnError
 
 __all__ = [
     "DENIED_BODY",
@@ -61,6 +62,7 @@ __all__ = [
     "L7Rule",
     "Matcher",
     "Message",
+    "OnError",
     "Op",
     "Parser",
     "ParserError",

@@ -34,6 +34,8 @@ class ErrorCode(IntEnum):
     INVALID_OP_LENGTH = 1
     INVALID_FRAME_TYPE = 2
     INVALID_FRAME_LENGTH = 3
+    CLOSE = 100
+    """Ours: close once the ops before are carried out. The parser has logged why."""
 
 
 class FilterResult(IntEnum):

@@ -73,6 +73,8 @@ missing_server_packages() {
 # Prints the Debian packages that only tests need, and that are missing.
 missing_test_packages() {
     command -v memccapable >/dev/null 2>&1 || echo libmemcached-tools
+    command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || echo nginx-light
+    command -v curl >/dev/null 2>&1 || echo curl
     missing_server_packages
 }
 

@@ -37,6 +37,7 @@ GROUPS = {
     # folder of sources: (the test or folder of tests that covers all of it, why)
     "node/commands": ("tests/node/test_cli.py", "thin: arguments in, a call, text out"),
     "parsers/cassandra": ("tests/parsers/cassandra", "tested by its dialogues, not by file"),
+    "parsers/http": ("tests/parsers/http", "tested by its dialogues, not by file"),
     "parsers/kafka": ("tests/parsers/kafka", "tested by its dialogues, not by file"),
     "parsers/memcache": ("tests/parsers/memcache", "tested by its dialogues, not by file"),
     "xds": ("tests/xds", "small files that are tested by what they do together"),
@@ -51,6 +52,7 @@ NO_SOURCE = {
     "tests/fuzz": "the parsers, by their corpora",
     "tests/benchmarks": "benchmarks/",
     "tests/parsers/cassandra": "parsers/cassandra, by its dialogues",
+    "tests/parsers/http": "parsers/http, by its dialogues",
     "tests/parsers/kafka": "parsers/kafka, by its dialogues",
     "tests/parsers/memcache": "parsers/memcache, by its dialogues",
     "tests/xds": "xds/, by what its files do together",

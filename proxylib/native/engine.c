@@ -254,8 +254,8 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
     } else if (op == OP_INJECT) {
       at->injected += n;
     } else {
-      misbehaved(c, "the stream cannot be parsed", op, n);
-      if (c->on_error != ON_ERROR_CLOSE) return RESULT_PARSER_ERROR;
+      if (n != ERROR_CLOSE) misbehaved(c, "the stream cannot be parsed", op, n);
+      if (n != ERROR_CLOSE && c->on_error != ON_ERROR_CLOSE) return RESULT_PARSER_ERROR;
       at->terminal = true;
     }
     if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;

@@ -25,6 +25,7 @@
 
 /* Numbers of the C ABI; proxylib/ops.py has their meaning. */
 enum op { OP_MORE, OP_PASS, OP_DROP, OP_INJECT, OP_ERROR };
+enum { ERROR_CLOSE = 100 }; /* the parser closes, and has logged why */
 enum filter_result {
   RESULT_OK,
   RESULT_POLICY_DROP,

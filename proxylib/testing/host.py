@@ -14,7 +14,7 @@ from proxylib.connection import MAX_OPS, Connection
 from proxylib.errors import ParserError
 from proxylib.instance import destination_port
 from proxylib.message import Properties, check_value
-from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, FilterResult, Op
+from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, ErrorCode, FilterResult, Op
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
@@ -230,9 +230,7 @@ class Host:
         """The parser has failed, with `data` left: do what `on_error` asks for."""
         on_error = self.connection.on_error
         if on_error == OnError.CLOSE or (on_error == OnError.DENY and reply):
-            self.closed = True
-            self._flush(not reply)
-            self.connection.close()
+            self._close(reply)
             return
         mine = PASS if on_error == OnError.PASS_THROUGH else DROP
         self._settled = (PASS, mine) if reply else (mine, PASS)
@@ -242,6 +240,11 @@ class Host:
         other.held = b""
         if mine == PASS:
             self._directions[reply].out += data
+
+    def _close(self, reply: bool) -> None:
+        self.closed = True
+        self._flush(not reply)
+        self.connection.close()
 
     def _apply(
         self, direction: _Direction, reply: bool, data: bytes, pairs: list[tuple[int, int]]
@@ -273,6 +276,9 @@ class Host:
                 direction.out += buffer[:n]
                 del buffer[:n]
             elif op == ERROR:
+                if n == ErrorCode.CLOSE:
+                    self._close(reply)
+                    return data, True
                 raise ParserError(f"error code {n}")
             else:
                 raise ParserError(f"unknown op {op}")

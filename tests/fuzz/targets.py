@@ -2,8 +2,8 @@
 
 An input is a dialogue: bursts that the marker separates, the client's first, then
 in turn the server's and the client's.  For every parser: nothing panics, and cuts
-do not matter.  For memcache also: what reaches the server holds only requests that
-the policy allows, read by a second, simpler reader.
+do not matter.  For each also: what reaches the server holds only requests that
+the policy allows, read by a second reader.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest, OffsetComm
 from kafka.protocol.metadata import MetadataRequest
 
 from proxylib.testing import Outcome, check_chunking
+from tests.parsers.http.reading import requests_in
 
 MARKER = b"\n--\n"
 
@@ -143,8 +144,20 @@ KAFKA_READERS: dict[int, Any] = {
 }
 
 
+def http(data: bytes) -> None:
+    """Paths under /ok/; what is sent is read by h11."""
+    outcome = _play("http", data, [{"path": "/ok/.*"}])
+    if any(record.fields.get("status") == 101 for record in outcome.log):
+        return
+    for method, target, _ in requests_in(outcome.to_server, strict=False):
+        path = target.partition(b"://")[2].partition(b"/")[2] if target[:1] != b"/" else target[1:]
+        assert path.startswith(b"ok/"), (method, target)
+        assert b"/../" not in path.partition(b"?")[0], target
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "cassandra": cassandra,
+    "http": http,
     "kafka": kafka,
     "memcache": memcache,
     "r2d2": r2d2,

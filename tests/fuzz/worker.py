@@ -7,6 +7,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["parsers", "proxylib"]):
+    import parsers.http
     import parsers.kafka
     import parsers.memcache
     import parsers.r2d2  # noqa: F401 - registers the parsers, instrumented

@@ -1,0 +1,91 @@
+"""What one connection remembers: replies that are owed, in the order of the requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from parsers.http.request import Asked
+from proxylib import DENIED_BODY, Connection, EntryType, ParserError
+
+MAX_OWED = 4 << 20
+"""Most bytes remembered of requests that wait for their replies: those of 8,000 requests
+with short paths, which is more than clients pipeline and servers read ahead."""
+
+
+class Answer(NamedTuple):
+    """An answer of ours."""
+
+    text: bytes
+    closes: bool = False
+    """The connection closes behind it."""
+
+
+def _answer(status: bytes, body: bytes, *, head_only: bool = False, closes: bool = False) -> Answer:
+    head = b"HTTP/1.1 %b\r\ncontent-length: %d\r\ncontent-type: text/plain\r\n%b\r\n"
+    text = head % (status, len(body), b"connection: close\r\n" if closes else b"")
+    return Answer(text if head_only else text + body, closes)
+
+
+_DENIED = (b"403 Forbidden", DENIED_BODY)
+
+DENIED = {
+    (head_only, closes): _answer(*_DENIED, head_only=head_only, closes=closes)
+    for head_only in (False, True)
+    for closes in (False, True)
+}
+"""By whether the request was HEAD, and whether it was the client's last."""
+
+BAD_REQUEST = _answer(b"400 Bad Request", b"Bad request\r\n", closes=True)
+
+CONTINUE = Answer(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+_ANSWER_COST = 64
+
+
+class Owed(NamedTuple):
+    """A reply that the server owes."""
+
+    asked: Asked
+
+
+class State:
+    """Both directions' memory of one connection."""
+
+    __slots__ = ("_cost", "connection", "pending", "replying", "switching", "tunnel")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.pending: deque[Owed | Answer] = deque()
+        self.replying = False
+        """A reply has begun, and not ended."""
+        self.switching = False
+        """A request for a WebSocket has gone to the server, and no answer has come."""
+        self.tunnel = False
+        """The server has switched to WebSocket."""
+        self._cost = 0
+
+    def owe(self, owed: Owed | Answer) -> None:
+        """A request has gone to the server, or its answer must wait for its turn."""
+        self._cost += owed.asked.cost if type(owed) is Owed else _ANSWER_COST
+        if self._cost > MAX_OWED:
+            raise ParserError(
+                f"more than {MAX_OWED} bytes to remember of requests that wait for their replies"
+            )
+        self.pending.append(owed)
+
+    def pop(self) -> Owed | Answer:
+        """The next reply that is owed is given."""
+        self.replying = False
+        owed = self.pending.popleft()
+        self._cost -= owed.asked.cost if type(owed) is Owed else _ANSWER_COST
+        return owed
+
+    def take_back(self) -> None:
+        """What was owed last is not owed any more."""
+        owed = self.pending.pop()
+        self._cost -= owed.asked.cost if type(owed) is Owed else _ANSWER_COST
+
+    def log_error(self, reason: str) -> None:
+        """Say in the log why the connection is to be closed."""
+        self.connection.log(EntryType.Denied, {"status": f"Parser error: {reason}"})
