@@ -1,215 +1,406 @@
-"""Policies and endpoints to the resources that the data path enforces.
+"""What policies say to one endpoint: from rules to lines, and from lines to the wire.
 
-Selectors become sorted lists of identities, once per selector; rules become the
-port entries of one direction, once per set of labels; endpoints with the same
-labels share them.  Everything is deterministic, so that what did not change has
-the same bytes.
+A line says of some peers, on one port or range, whether they are denied, or what
+they may say.  `Tables` are all lines that an endpoint's policies come to, each with
+its peers still as selectors.  `Encoder` writes them as a cilium.NetworkPolicy, where
+peers are numbers: what did not change since it wrote last, it does not write anew.
 
-Two traps of the wire format, both of which mean "anybody" where nobody was
-meant: an empty ``remote_policies``, and a port entry without rules.  So a rule
-that selects no identity is left out, and a port without rules has no entry.
+Two traps of the wire format, both of which mean "anybody" where nobody was meant:
+an empty ``remote_policies``, and a port entry without rules.  So a line that is
+about no identity is left out, and a port without lines has no entry.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
 
 from proxylib.proto import npds_pb2 as npds
-from xds.endpoints import Endpoint
-from xds.identity import Identities, reserved_labels
-from xds.labels import LabelSet, Selector
-from xds.policy import L7, L7Pairs, Policy, Rule
-from xds.selection import Selection
-from xds.source import DocumentError, Problem
-from xds.yamltext import MAX_PROBLEMS
+from xds.labels import Requirement, Selector
+from xds.policy import L7, Icmp, Listener, Peer, Policy, Port, Rule, TLSContext
+from xds.source import Problem
 
 NETWORK_POLICY = "type.googleapis.com/cilium.NetworkPolicy"
 NETWORK_POLICY_HOSTS = "type.googleapis.com/cilium.NetworkPolicyHosts"
 
-_WIRE_PROTOCOLS: Mapping[str, tuple[npds.Protocol.ValueType, ...]] = {
-    "TCP": (npds.TCP,),
-    "UDP": (npds.UDP,),
-    "ANY": (npds.TCP, npds.UDP),
-    # Never redirected to a proxy, and not expressible in a NetworkPolicy.
-    "SCTP": (),
-}
-
-Resources = dict[str, tuple[bytes, ...]]
+Resources: TypeAlias = dict[str, tuple[bytes, ...]]
 """Serialized resources by type URL, in a fixed order."""
 
-EntryKey = tuple[int, int, npds.Protocol.ValueType]
-RuleKey = tuple[bool, tuple[int, ...], str]
-"""(deny, remotes, l7proto): rules that agree in these are one on the wire."""
+Enforcement: TypeAlias = Literal["default", "always", "never"]
+"""default: a direction is a white list once a policy makes it one; always: it is one
+without any policy too; never: everything is allowed, whatever the policies say."""
 
 
-def compile_resources(
-    policies: Sequence[Policy],
-    endpoints: Sequence[Endpoint],
-    identities: Identities,
-    endpoint_id: Callable[[Endpoint], int],
-) -> Resources:
-    """NetworkPolicy and NetworkPolicyHosts resources for `endpoints`.
+class PortKey(NamedTuple):
+    """Ports of one protocol: one, a range (end_port > 0), or every one (port 0).
 
-    An endpoint that no policy selects may do and receive everything.  Raises
-    DocumentError if two rules want different parsers on one port of an endpoint.
+    protocol: "" is every protocol there is. For ICMP and ICMPv6, port is 256 plus
+    the message's type, so that type 0 is not every type.
     """
-    users = identities.number_all(endpoint.labels for endpoint in endpoints)
-    select = Selection(reserved_labels() | users)
-    problems = list(islice(_not_enforced(policies), MAX_PROBLEMS))
-    for endpoint in endpoints:
-        if endpoint.place and (endpoint.enforcement != "default" or endpoint.audit):
-            what = "an endpoint's enforcement or audit mode"
-            problems.append(Problem(endpoint.place, _NOT_ENFORCED.format(what)))
-    if problems:
-        raise DocumentError(problems)
-    compiled = {}
-    subjects: dict[int, list[Policy]] = {number: [] for number in users}
-    for policy in policies:
-        for number in select(policy.subject) & users.keys():
-            subjects[number].append(policy)
-    for number, subject in subjects.items():
-        problems += islice(_conflicts(subject), MAX_PROBLEMS)
-        compiled[users[number]] = npds.NetworkPolicy(
-            ingress_per_port_policies=_direction(subject, True, select),
-            egress_per_port_policies=_direction(subject, False, select),
-        )
-    if problems:
-        raise DocumentError(dict.fromkeys(problems))
-    return {
-        NETWORK_POLICY: tuple(_network_policy(e, endpoint_id(e), compiled) for e in endpoints),
-        NETWORK_POLICY_HOSTS: tuple(_hosts(endpoints, identities)),
-    }
+
+    protocol: str
+    port: int
+    end_port: int
 
 
-def _network_policy(
-    endpoint: Endpoint, number: int, compiled: Mapping[LabelSet, npds.NetworkPolicy]
-) -> bytes:
-    policy = npds.NetworkPolicy(endpoint_ips=endpoint.addresses, endpoint_id=number)
-    policy.MergeFrom(compiled[endpoint.labels])
-    return policy.SerializeToString(deterministic=True)
+EVERY_PORT = PortKey("", 0, 0)
+
+ICMP_TYPE = 256
+"""What is added to a type to be the `port` of a PortKey."""
+
+_PROTOCOLS: Mapping[str, tuple[str, ...]] = {"ANY": ("TCP", "UDP", "SCTP")}
+_ICMP = {"IPv4": "ICMP", "IPv6": "ICMPv6"}
+
+_WIRE: Mapping[str, tuple[npds.Protocol.ValueType, ...]] = {
+    "": (npds.TCP, npds.UDP),
+    "TCP": (npds.TCP,),
+    "UDP": (npds.UDP,),
+}
+"""Other protocols are never redirected to a proxy, and a NetworkPolicy has no name for them."""
 
 
-def _hosts(endpoints: Iterable[Endpoint], identities: Identities) -> Iterable[bytes]:
-    addresses: dict[int, list[str]] = defaultdict(list)
-    for endpoint in endpoints:
-        addresses[identities.number(endpoint.labels)] += endpoint.addresses
-    for number in sorted(addresses):
-        hosts = npds.NetworkPolicyHosts(policy=number, host_addresses=sorted(addresses[number]))
-        yield hosts.SerializeToString(deterministic=True)
+class Target(NamedTuple):
+    """Whom a line is about: `peers`, of whom only those count that call a port `named`.
+
+    named: (name, protocol, port), if the line comes from a port by name of whoever is
+    connected to.
+    """
+
+    peers: frozenset[Peer]
+    named: tuple[str, str, int] | None = None
 
 
-def _direction(
-    subject: Sequence[Policy], ingress: bool, select: Selection
-) -> list[npds.PortNetworkPolicy]:
-    rules = [rule for policy in subject for rule in policy.rules(ingress=ingress)]
-    if not rules:
-        return [npds.PortNetworkPolicy(protocol=p) for p in _WIRE_PROTOCOLS["ANY"]]
-    entries: dict[EntryKey, dict[RuleKey, list[L7Pairs] | None]] = defaultdict(dict)
-    for rule in rules:
-        remotes = _remotes(rule, select)
-        if remotes is None:
-            continue
-        for port, end_port, protocol_name, l7 in _ports(rule):
-            key = (rule.deny, remotes, l7.proto if l7 is not None else "")
-            for protocol in _WIRE_PROTOCOLS[protocol_name]:
-                entry = entries[port, end_port, protocol]
-                entry[key] = _merge_l7(entry.get(key, []), l7)
-    return [_entry(key, rules) for key, rules in sorted(entries.items(), key=lambda e: e[0])]
+class Line(NamedTuple):
+    """What is said of some peers on some port; lines that agree in all of it are one.
+
+    target: None is anybody. proto: the parser, if L7 rules say which messages may pass.
+    """
+
+    deny: bool
+    target: Target | None
+    proto: str = ""
+    listener: Listener | None = None
+    server_names: tuple[str, ...] = ()
+    terminating_tls: TLSContext | None = None
+    originating_tls: TLSContext | None = None
 
 
-def _remotes(rule: Rule, select: Selection) -> tuple[int, ...] | None:
-    """The identities that `rule` is about: () for anybody, None for nobody."""
-    if rule.empty:
-        return None
-    if rule.peers is None:
-        return ()
-    selectors = (peer for peer in rule.peers if isinstance(peer, Selector))
-    selected = frozenset[int]().union(*map(select, selectors))
-    return tuple(sorted(selected)) or None
+ALLOW_ALL = Line(False, None)
+
+Lines: TypeAlias = dict[Line, list[L7] | None]
+"""The L7 rules of each line: of any, one must match; None: everything is allowed."""
+
+Table: TypeAlias = dict[PortKey, Lines]
+"""The lines of one direction."""
+
+OPEN: Table = {EVERY_PORT: {ALLOW_ALL: None}}
+"""The table of a direction in which everything is allowed."""
 
 
-def _ports(rule: Rule) -> Iterator[tuple[int, int, str, L7 | None]]:
-    """(first port, last port or 0, protocol, L7 rules) of what `rule` is about."""
-    if rule.ports is None:
-        yield 0, 0, "ANY", None
-    for port_rule in rule.ports or ():
-        for port in port_rule.ports:
-            if isinstance(port.port, int):
-                yield port.port, port.end_port, port.protocol, port_rule.l7
+class Tables(NamedTuple):
+    """Both directions."""
+
+    ingress: Table
+    egress: Table
 
 
-def _not_enforced(policies: Iterable[Policy]) -> Iterator[Problem]:
-    """What documents can say and this compiler cannot put in force."""
-    for policy in policies:
-        if policy.audit:
-            yield Problem(policy.origin.place, _NOT_ENFORCED.format("audit"))
-        for ingress in (True, False):
-            rules = policy.rules(ingress=ingress)
-            if policy.default_deny(ingress=ingress) != bool(rules):
-                yield Problem(policy.origin.place, _NOT_ENFORCED.format("enableDefaultDeny"))
-            for rule in rules:
-                for what in _beyond(rule):
-                    yield Problem(rule.origin.place, _NOT_ENFORCED.format(what))
+NamedPorts: TypeAlias = Mapping[str, frozenset[tuple[str, int]]]
+"""Port names to (protocol, number)."""
+
+Remotes: TypeAlias = Callable[[Target], tuple[int, ...]]
+"""The identities that a target means at this moment, sorted."""
 
 
-_NOT_ENFORCED = "{} is not enforced in this version; the policy is refused, not enforced in part"
+def tables(
+    policies: Sequence[Policy],
+    enforcement: Enforcement,
+    *,
+    own_ports: NamedPorts,
+    peer_ports: NamedPorts,
+) -> Tables:
+    """What `policies`, which all select the same endpoint, say to it.
 
-
-def _beyond(rule: Rule) -> Iterator[str]:
-    if rule.requires:
-        yield "a requirement"
-    for peer in rule.peers or ():
-        if not isinstance(peer, Selector):
-            yield type(peer).__name__
-    for entry in rule.ports or ():
-        for port in entry.ports:
-            if isinstance(port.port, str):
-                yield f"the port name {port.port}"
-        if entry.terminating_tls or entry.originating_tls or entry.server_names or entry.listener:
-            yield "TLS or a listener"
-        if entry.l7 is not None and entry.l7.proto == "dns":
-            yield "dns"
-
-
-def _merge_l7(so_far: list[L7Pairs] | None, l7: L7 | None) -> list[L7Pairs] | None:
-    """The L7 rules of rules that are one on the wire; None once any of them allows all."""
-    if so_far is None or l7 is None or not l7.rules:
-        return None
-    so_far.extend(l7.rules)
-    return so_far
-
-
-def _entry(key: EntryKey, rules: Mapping[RuleKey, list[L7Pairs] | None]) -> npds.PortNetworkPolicy:
-    port, end_port, protocol = key
-    return npds.PortNetworkPolicy(
-        port=port,
-        end_port=end_port,
-        protocol=protocol,
-        rules=[_rule(key, rules[key]) for key in sorted(rules)],
+    own_ports: the endpoint's own port names; peer_ports: those of everybody.
+    """
+    return Tables(
+        _table(policies, enforcement, True, own_ports),
+        _table(policies, enforcement, False, peer_ports),
     )
 
 
-def _rule(key: RuleKey, pairs: Sequence[L7Pairs] | None) -> npds.PortNetworkPolicyRule:
-    deny, remotes, proto = key
-    rule = npds.PortNetworkPolicyRule(remote_policies=remotes, l7_proto=proto)
-    if deny:
+def is_enforced(policies: Iterable[Policy], enforcement: Enforcement, *, ingress: bool) -> bool:
+    """True if what no policy allows is denied in this direction."""
+    if enforcement == "default":
+        return any(policy.default_deny(ingress=ingress) for policy in policies)
+    return enforcement == "always"
+
+
+def _table(
+    policies: Sequence[Policy], enforcement: Enforcement, ingress: bool, names: NamedPorts
+) -> Table:
+    if enforcement == "never":
+        return OPEN
+    table: dict[PortKey, Lines] = defaultdict(dict)
+    required = _requirements(policies, ingress)
+    for policy in policies:
+        for rule in policy.rules(ingress=ingress):
+            for key, line, l7 in _lines(rule, required[rule.deny], names, ingress):
+                lines = table[key]
+                so_far = lines.setdefault(line, [])
+                if l7 is None or not l7.rules:
+                    # Whatever else the line asks for: everything is allowed.
+                    lines[line] = None
+                elif so_far is not None:
+                    so_far.append(l7)
+    if not is_enforced(policies, enforcement, ingress=ingress):
+        table[EVERY_PORT][ALLOW_ALL] = None
+    return dict(table)
+
+
+def _requirements(
+    policies: Iterable[Policy], ingress: bool
+) -> Mapping[bool, frozenset[Requirement]]:
+    """What every allowing (False) and every denying (True) rule asks of its peers besides."""
+    found: dict[bool, set[Requirement]] = {False: set(), True: set()}
+    for policy in policies:
+        for rule in policy.rules(ingress=ingress):
+            for selector in rule.requires:
+                found[rule.deny] |= selector.requirements
+    return {deny: frozenset(requirements) for deny, requirements in found.items()}
+
+
+def _lines(
+    rule: Rule, required: frozenset[Requirement], names: NamedPorts, ingress: bool
+) -> Iterator[tuple[PortKey, Line, L7 | None]]:
+    peers = _peers(rule, required)
+    if peers is not None and not peers:
+        return
+    target = None if peers is None else Target(peers)
+    if rule.ports is None and not rule.icmps:
+        yield EVERY_PORT, Line(rule.deny, target), None
+    for icmp in rule.icmps:
+        yield _icmp_key(icmp), Line(rule.deny, target), None
+    for port_rule in rule.ports or ():
+        line = Line(
+            rule.deny,
+            target,
+            port_rule.l7.proto if port_rule.l7 is not None else "",
+            port_rule.listener,
+            port_rule.server_names,
+            port_rule.terminating_tls,
+            port_rule.originating_tls,
+        )
+        for port in port_rule.ports:
+            for key in _port_keys(port, names):
+                if isinstance(port.port, str) and not ingress:
+                    named = (port.port, key.protocol, key.port)
+                    yield key, line._replace(target=Target(peers or ANYBODY, named)), port_rule.l7
+                else:
+                    yield key, line, port_rule.l7
+
+
+def _peers(rule: Rule, required: frozenset[Requirement]) -> frozenset[Peer] | None:
+    """The peers of `rule`, those by labels with what every rule asks besides.
+
+    As Cilium has it, prefixes, names and reserved identities are not asked for more,
+    and neither is anybody at all.
+    """
+    if rule.peers is None or not required:
+        return None if rule.peers is None else frozenset(rule.peers)
+    return frozenset(
+        Selector(peer.requirements | required)
+        if isinstance(peer, Selector) and not peer.names_reserved
+        else peer
+        for peer in rule.peers
+    )
+
+
+ANYBODY: frozenset[Peer] = frozenset([Selector()])
+"""Every endpoint: who can have names for ports."""
+
+
+def _port_keys(port: Port, names: NamedPorts) -> Iterator[PortKey]:
+    protocols = _PROTOCOLS.get(port.protocol, (port.protocol,))
+    if isinstance(port.port, int):
+        for protocol in protocols:
+            yield PortKey(protocol, port.port, port.end_port)
+    else:
+        for protocol, number in sorted(names.get(port.port, ())):
+            if protocol in protocols:
+                yield PortKey(protocol, number, 0)
+
+
+def _icmp_key(icmp: Icmp) -> PortKey:
+    return PortKey(_ICMP[icmp.family], ICMP_TYPE + icmp.type, 0)
+
+
+def names_used(policies: Iterable[Policy]) -> frozenset[str]:
+    """The port names that egress rules of `policies` ask of the peers."""
+    return frozenset(
+        port.port
+        for policy in policies
+        for rule in policy.egress
+        for port_rule in rule.ports or ()
+        for port in port_rule.ports
+        if isinstance(port.port, str)
+    )
+
+
+# The wire.
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Writes the NetworkPolicy of one subject; it keeps what it wrote, piece by piece.
+
+    written: how many lines it had to write, for tests of what a change costs.
+    """
+
+    written: int = 0
+    _entries: dict[tuple[int, PortKey], dict[Line, _Written]] = field(default_factory=dict)
+
+    def body(self, enforced: Tables, would_be: Tables | None, remotes: Remotes) -> bytes:
+        """The fields that all endpoints of the subject share.
+
+        would_be: what would be in force if nothing were in audit mode, if that differs.
+        """
+        kept, self._entries = self._entries, {}
+        parts = [
+            *self._direction(enforced.ingress, _INGRESS, 0, kept, remotes),
+            *self._direction(enforced.egress, _EGRESS, 1, kept, remotes),
+        ]
+        if would_be is not None:
+            audit = [
+                *self._direction(would_be.ingress, _AUDIT_INGRESS, 2, kept, remotes),
+                *self._direction(would_be.egress, _AUDIT_EGRESS, 3, kept, remotes),
+            ]
+            parts.append(_delimited(_AUDIT, b"".join(audit)))
+        return b"".join(parts)
+
+    def _direction(
+        self,
+        table: Table,
+        number: int,
+        part: int,
+        kept: Mapping[tuple[int, PortKey], dict[Line, _Written]],
+        remotes: Remotes,
+    ) -> Iterator[bytes]:
+        entries: dict[tuple[int, int, npds.Protocol.ValueType], list[bytes]] = {}
+        for key in sorted(table):
+            written = self._lines(table[key], kept.get((part, key), {}), remotes)
+            self._entries[part, key] = written
+            rules = sorted(
+                item.order + (item.data,) for item in written.values() if item.data is not None
+            )
+            for protocol in _WIRE.get(key.protocol, ()) if rules else ():
+                entry = entries.setdefault((key.port, key.end_port, protocol), [])
+                entry += [_delimited(_RULES, data) for *_, data in rules]
+        for (port, end_port, protocol), rules in sorted(entries.items()):
+            head = npds.PortNetworkPolicy(port=port, protocol=protocol).SerializeToString()
+            # Fields in the order of their numbers: end_port comes after the rules.
+            tail = npds.PortNetworkPolicy(end_port=end_port).SerializeToString()
+            # Without rules everybody is allowed: shorter than a rule that says so.
+            body = b"" if rules == [_delimited(_RULES, b"")] else b"".join(rules)
+            yield _delimited(number, head + body + tail)
+
+    def _lines(
+        self, lines: Lines, kept: Mapping[Line, _Written], remotes: Remotes
+    ) -> dict[Line, _Written]:
+        found: dict[Line, _Written] = {}
+        for line, l7 in lines.items():
+            meant = () if line.target is None else remotes(line.target)
+            before = kept.get(line)
+            if before is None or before.meant != meant or before.l7 != l7:
+                nobody = line.target is not None and not meant
+                data = (
+                    None if nobody else _rule(line, meant, l7).SerializeToString(deterministic=True)
+                )
+                before = _Written(meant, l7, (line.deny, meant, line.proto), data)
+                self.written += 1
+            found[line] = before
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A line on the wire (None: it is about nobody), and what it was written from."""
+
+    meant: tuple[int, ...]
+    l7: Sequence[L7] | None
+    order: tuple[bool, tuple[int, ...], str]
+    data: bytes | None
+
+
+def _rule(
+    line: Line, remotes: Sequence[int], l7: Sequence[L7] | None
+) -> npds.PortNetworkPolicyRule:
+    rule = npds.PortNetworkPolicyRule(
+        remote_policies=remotes, l7_proto=line.proto, server_names=line.server_names
+    )
+    if line.deny:
         rule.deny = True
-    for item in dict.fromkeys(pairs or ()):
+    if line.terminating_tls is not None:
+        tls = line.terminating_tls
+        rule.downstream_tls_context.tls_sds_secret = f"{tls.namespace}/{tls.secret}"
+    if line.originating_tls is not None:
+        tls = line.originating_tls
+        rule.upstream_tls_context.validation_context_sds_secret = f"{tls.namespace}/{tls.secret}"
+    for item in dict.fromkeys(pairs for each in l7 or () for pairs in each.rules):
         rule.l7_rules.l7_allow_rules.add(rule=dict(item))
     return rule
 
 
-def _conflicts(subject: Sequence[Policy]) -> Iterator[Problem]:
+_INGRESS, _EGRESS, _RULES = (
+    npds.NetworkPolicy.INGRESS_PER_PORT_POLICIES_FIELD_NUMBER,
+    npds.NetworkPolicy.EGRESS_PER_PORT_POLICIES_FIELD_NUMBER,
+    npds.PortNetworkPolicy.RULES_FIELD_NUMBER,
+)
+_AUDIT, _AUDIT_INGRESS, _AUDIT_EGRESS = (
+    npds.NetworkPolicy.AUDIT_FIELD_NUMBER,
+    npds.AuditPolicy.INGRESS_PER_PORT_POLICIES_FIELD_NUMBER,
+    npds.AuditPolicy.EGRESS_PER_PORT_POLICIES_FIELD_NUMBER,
+)
+
+
+def _delimited(number: int, data: bytes) -> bytes:
+    """A field of a protobuf message: its number, its length, `data`."""
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def network_policy(addresses: Iterable[str], number: int, body: bytes) -> bytes:
+    """The resource of an endpoint: who it is, and the `body` that its subject shares."""
+    head = npds.NetworkPolicy(endpoint_ips=addresses, endpoint_id=number)
+    return head.SerializeToString(deterministic=True) + body
+
+
+def hosts(number: int, addresses: Iterable[str]) -> bytes:
+    """The NetworkPolicyHosts resource of an identity: the addresses that it has."""
+    message = npds.NetworkPolicyHosts(policy=number, host_addresses=sorted(addresses))
+    return message.SerializeToString(deterministic=True)
+
+
+def conflicts(policies: Iterable[Policy], names: NamedPorts) -> Iterator[Problem]:
     """Ports on which two rules want different parsers, whomever these are about."""
     for ingress in (True, False):
         wanted = [
-            (port, end_port or port, l7)
-            for policy in subject
+            (key.port, key.end_port or key.port, port_rule.l7)
+            for policy in policies
             for rule in policy.rules(ingress=ingress)
-            for port, end_port, _, l7 in _ports(rule)
-            if l7 is not None
+            for port_rule in rule.ports or ()
+            if port_rule.l7 is not None
+            for port in port_rule.ports
+            for key in _port_keys(port, names)
         ]
         # Of each parser, the rule that reaches furthest among those seen.
         reach: dict[str, tuple[int, L7]] = {}

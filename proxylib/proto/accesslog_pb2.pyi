@@ -268,6 +268,7 @@ class LogEntry(_message.Message):
     KAFKA_FIELD_NUMBER: _builtins.int
     GENERIC_L7_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     timestamp: _builtins.int
     """nanoseconds since 1970-01-01 UTC"""
     entry_type: Global___EntryType.ValueType
@@ -281,6 +282,8 @@ class LogEntry(_message.Message):
     proxy_id: _builtins.int
     latency: _builtins.int
     """Ours: of a response, nanoseconds since its request."""
+    audit: _builtins.bool
+    """Ours: it passed in audit mode, and would be denied without."""
     @_builtins.property
     def http(self) -> Global___HttpLogEntry: ...
     @_builtins.property
@@ -304,10 +307,11 @@ class LogEntry(_message.Message):
         kafka: Global___KafkaLogEntry | None = ...,
         generic_l7: Global___L7LogEntry | None = ...,
         latency: _builtins.int = ...,
+        audit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generic_l7", b"generic_l7", "http", b"http", "kafka", b"kafka", "l7", b"l7"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cilium_rule_ref", b"cilium_rule_ref", "destination_address", b"destination_address", "destination_security_id", b"destination_security_id", "entry_type", b"entry_type", "generic_l7", b"generic_l7", "http", b"http", "is_ingress", b"is_ingress", "kafka", b"kafka", "l7", b"l7", "latency", b"latency", "policy_name", b"policy_name", "proxy_id", b"proxy_id", "source_address", b"source_address", "source_security_id", b"source_security_id", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "cilium_rule_ref", b"cilium_rule_ref", "destination_address", b"destination_address", "destination_security_id", b"destination_security_id", "entry_type", b"entry_type", "generic_l7", b"generic_l7", "http", b"http", "is_ingress", b"is_ingress", "kafka", b"kafka", "l7", b"l7", "latency", b"latency", "policy_name", b"policy_name", "proxy_id", b"proxy_id", "source_address", b"source_address", "source_security_id", b"source_security_id", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_l7: _TypeAlias = _typing.Literal["http", "kafka", "generic_l7"]  # noqa: Y015
     _WhichOneofArgType_l7: _TypeAlias = _typing.Literal["l7", b"l7"]  # noqa: Y015

@@ -49,6 +49,7 @@ class NetworkPolicy(_message.Message):
     ENDPOINT_ID_FIELD_NUMBER: _builtins.int
     INGRESS_PER_PORT_POLICIES_FIELD_NUMBER: _builtins.int
     EGRESS_PER_PORT_POLICIES_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     endpoint_id: _builtins.int
     @_builtins.property
     def endpoint_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -56,6 +57,10 @@ class NetworkPolicy(_message.Message):
     def ingress_per_port_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortNetworkPolicy]: ...
     @_builtins.property
     def egress_per_port_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortNetworkPolicy]: ...
+    @_builtins.property
+    def audit(self) -> Global___AuditPolicy:
+        """Ours, and there only in audit mode: what would be in force without it."""
+
     def __init__(
         self,
         *,
@@ -63,14 +68,41 @@ class NetworkPolicy(_message.Message):
         endpoint_id: _builtins.int = ...,
         ingress_per_port_policies: _abc.Iterable[Global___PortNetworkPolicy] | None = ...,
         egress_per_port_policies: _abc.Iterable[Global___PortNetworkPolicy] | None = ...,
+        audit: Global___AuditPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress_per_port_policies", b"egress_per_port_policies", "endpoint_id", b"endpoint_id", "endpoint_ips", b"endpoint_ips", "ingress_per_port_policies", b"ingress_per_port_policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "egress_per_port_policies", b"egress_per_port_policies", "endpoint_id", b"endpoint_id", "endpoint_ips", b"endpoint_ips", "ingress_per_port_policies", b"ingress_per_port_policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetworkPolicy: _TypeAlias = NetworkPolicy  # noqa: Y015
+
+@_typing.final
+class AuditPolicy(_message.Message):
+    """Verdicts that only the access log tells."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGRESS_PER_PORT_POLICIES_FIELD_NUMBER: _builtins.int
+    EGRESS_PER_PORT_POLICIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ingress_per_port_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortNetworkPolicy]: ...
+    @_builtins.property
+    def egress_per_port_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortNetworkPolicy]: ...
+    def __init__(
+        self,
+        *,
+        ingress_per_port_policies: _abc.Iterable[Global___PortNetworkPolicy] | None = ...,
+        egress_per_port_policies: _abc.Iterable[Global___PortNetworkPolicy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["egress_per_port_policies", b"egress_per_port_policies", "ingress_per_port_policies", b"ingress_per_port_policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditPolicy: _TypeAlias = AuditPolicy  # noqa: Y015
 
 @_typing.final
 class PortNetworkPolicy(_message.Message):

@@ -1,0 +1,557 @@
+"""The policy engine: policies x identities to what each endpoint enforces, incrementally.
+
+A subject is what some endpoints have in common: their identity, mode and port names.
+The policies that select it are compiled once, to `Tables` of lines whose peers are
+still selectors.  `Peers` knows which identities these mean, so that one that comes or
+goes touches only the subjects with a line about it, and of these only such lines.
+
+`Engine.change` is the only way to change anything: all of a change is in force when
+it returns, or nothing of it is.  What it returns says what others have to send on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from proxylib.errors import ConfigError
+from xds.compilation import (
+    OPEN,
+    Encoder,
+    NamedPorts,
+    Tables,
+    Target,
+    conflicts,
+    hosts,
+    is_enforced,
+    names_used,
+    network_policy,
+    tables,
+)
+from xds.endpoints import Endpoint
+from xds.identity import Identities, reserved_labels
+from xds.labels import LabelSet
+from xds.mapstate import MapBuilder, MapState, map_builder
+from xds.peers import Address, Peers, Resolve
+from xds.policy import Peer, Policy
+from xds.roster import Mode, Roster, SubjectKey
+from xds.selectors import SelectorCache
+from xds.source import MAX_PROBLEMS, DocumentError, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something to change. What is not named stays as it is.
+
+    policies: by the key of their document, which is theirs alone; none takes the
+        document's away.
+    endpoints: by their number (a NetworkPolicy's endpoint_id); None takes it away.
+    modes: those of endpoints that do not follow `mode`; None: it does again.
+    ports: names of ports of an endpoint, by its number.
+    names: the addresses that a DNS name has now; none: it is forgotten.
+    identities: labels of identities of other nodes; None: it is gone.
+    services: True if what services stand for has changed.
+    mode: how endpoints are enforced that have no mode of their own.
+    """
+
+    policies: Mapping[str, Sequence[Policy]] = field(default_factory=dict)
+    endpoints: Mapping[int, Endpoint | None] = field(default_factory=dict)
+    modes: Mapping[int, Mode | None] = field(default_factory=dict)
+    ports: Mapping[int, NamedPorts] = field(default_factory=dict)
+    names: Mapping[str, Collection[Address]] = field(default_factory=dict)
+    identities: Mapping[int, LabelSet | None] = field(default_factory=dict)
+    services: bool = False
+    mode: Mode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a change has changed. revision: how many changes there have been.
+
+    endpoints: those whose policy is another, or that are new; removed: that are gone.
+    hosts: identities whose addresses are others.
+    came, gone: identities that there are, or are no more.
+    """
+
+    revision: int
+    endpoints: frozenset[int]
+    removed: frozenset[int]
+    hosts: frozenset[int]
+    came: Mapping[int, LabelSet]
+    gone: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """What an endpoint enforces.
+
+    policies: those that select it, in the order of their documents' keys.
+    tables: their lines; would_be: those that hold but for audit mode (None: the same).
+    ingress_enforced, egress_enforced: whether what no policy allows is denied.
+    revision: of the change that made it what it is.
+    resource: its serialized cilium.NetworkPolicy.
+    """
+
+    endpoint: Endpoint
+    identity: int
+    mode: Mode
+    policies: tuple[Policy, ...]
+    tables: Tables
+    would_be: Tables | None
+    ingress_enforced: bool
+    egress_enforced: bool
+    revision: int
+    resource: bytes
+
+
+@dataclass(eq=False, slots=True)
+class _Subject:
+    """The policy that the endpoints of one key share."""
+
+    key: SubjectKey
+    endpoints: set[int] = field(default_factory=set)
+    policies: tuple[Policy, ...] = ()
+    tables: Tables = Tables(OPEN, OPEN)
+    would_be: Tables | None = None
+    peers: frozenset[Peer] = frozenset()
+    names: frozenset[str] = frozenset()
+    encoder: Encoder = field(default_factory=Encoder)
+    body: bytes | None = None
+    revision: int = 0
+    builder: MapBuilder | None = None
+    map_state: MapState | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Step:
+    """What a change has touched so far, and what of it there is still to do."""
+
+    rebuild: set[SubjectKey] = field(default_factory=set)
+    """Subjects with other policies."""
+    renew: set[Peer] = field(default_factory=set)
+    """Peers that mean others."""
+    endpoints: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    hosts: set[int] = field(default_factory=set)
+    came: dict[int, LabelSet] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+
+
+class Engine:
+    """Policies in force. Safe to use from several threads.
+
+    identities: who numbers label sets; it is the caller's to close.
+    resolve: what a `Service` peer stands for.
+    mode: how endpoints are enforced that have no mode of their own.
+    work: counts what changes have cost, by kind, for tests of that.
+    """
+
+    def __init__(
+        self,
+        identities: Identities | None = None,
+        *,
+        resolve: Resolve = lambda service: (),
+        mode: Mode = Mode(),  # noqa: B008 - frozen
+    ) -> None:
+        self.identities = identities or Identities()
+        self.work: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._revision = 0
+        self._policies: dict[str, tuple[Policy, ...]] = {}
+        self._order: dict[Policy, tuple[str, int]] = {}
+        # The identities of endpoints that each policy selects, and the other way round.
+        self._selected = SelectorCache()
+        self._with_selector: dict[Peer, set[Policy]] = defaultdict(set)
+        self._selecting: dict[int, set[Policy]] = {}
+        self._roster = Roster(mode)
+        self._subjects: dict[SubjectKey, _Subject] = {}
+        self._of_identity: dict[int, set[SubjectKey]] = defaultdict(set)
+        self._of_endpoint: dict[int, SubjectKey] = {}
+        # The peers of rules, and the subjects that have such rules.
+        self._peers = Peers(self.identities, resolve)
+        self._about: dict[Peer, set[SubjectKey]] = defaultdict(set)
+        self._naming: dict[str, set[SubjectKey]] = defaultdict(set)
+        self._remote: dict[int, LabelSet] = {}
+        for number, labels in reserved_labels().items():
+            self._peers.cache.identity_came(number, labels)
+
+    # What is in force.
+
+    @property
+    def revision(self) -> int:
+        """How many changes there have been."""
+        return self._revision
+
+    @property
+    def mode(self) -> Mode:
+        """How endpoints are enforced that have no mode of their own."""
+        return self._roster.mode
+
+    @property
+    def policies(self) -> Mapping[str, tuple[Policy, ...]]:
+        """The policies of each document."""
+        return self._policies
+
+    @property
+    def endpoints(self) -> Mapping[int, Endpoint]:
+        """Every endpoint by its number."""
+        return self._roster.endpoints
+
+    def policy(self, endpoint: int) -> EndpointPolicy:
+        """What an endpoint enforces. Raises KeyError if there is no such endpoint."""
+        with self._lock:
+            subject = self._subjects[self._of_endpoint[endpoint]]
+            enforcement = subject.key.mode.enforcement
+            return EndpointPolicy(
+                endpoint=self._roster.endpoints[endpoint],
+                identity=subject.key.identity,
+                mode=subject.key.mode,
+                policies=subject.policies,
+                tables=subject.tables,
+                would_be=subject.would_be,
+                ingress_enforced=is_enforced(subject.policies, enforcement, ingress=True),
+                egress_enforced=is_enforced(subject.policies, enforcement, ingress=False),
+                revision=subject.revision,
+                resource=self.resource(endpoint),
+            )
+
+    def resource(self, endpoint: int) -> bytes:
+        """The serialized cilium.NetworkPolicy of an endpoint. Raises KeyError if there is none."""
+        with self._lock:
+            subject = self._subjects[self._of_endpoint[endpoint]]
+            addresses = self._roster.endpoints[endpoint].addresses
+            return network_policy(addresses, endpoint, subject.body or b"")
+
+    def map_state(self, endpoint: int) -> MapState:
+        """The L4 policy of an endpoint; endpoints with the same policy share it.
+
+        Raises KeyError if there is no such endpoint.
+        """
+        with self._lock:
+            subject = self._subjects[self._of_endpoint[endpoint]]
+            if subject.builder is None:
+                subject.builder = map_builder(subject.tables, subject.would_be)
+            if subject.map_state is None:
+                subject.map_state = subject.builder.state(self.meant)
+            return subject.map_state
+
+    def hosts(self, identity: int) -> bytes | None:
+        """The cilium.NetworkPolicyHosts of an identity; None if it has no address."""
+        with self._lock:
+            held = self._addresses_of(identity)
+            return hosts(identity, held) if held else None
+
+    def addresses(self) -> dict[str, int]:
+        """The identity of every address and prefix that has one (the ipcache)."""
+        with self._lock:
+            known = {
+                address: self._roster.identities[number]
+                for number, endpoint in self._roster.endpoints.items()
+                for address in endpoint.addresses
+            }
+            return {str(prefix): n for prefix, n in self._peers.prefixes.items()} | known
+
+    def known_identities(self) -> dict[int, LabelSet]:
+        """Every identity that peers can mean: reserved, of endpoints, of prefixes, remote."""
+        with self._lock:
+            return dict(self._peers.cache.identities)
+
+    def select(self, peer: Peer) -> frozenset[int]:
+        """The identities that `peer` means now, whether a policy has it or not."""
+        with self._lock:
+            return self._peers.select(peer)
+
+    def meant(self, target: Target) -> tuple[int, ...]:
+        """The identities that the `target` of a line means now, sorted."""
+        with self._lock:
+            meant = self._peers.cache.union(target.peers)
+            if target.named is None:
+                return meant
+            holders = self._roster.holders(*target.named)
+            return tuple(number for number in meant if number in holders)
+
+    def peers(self) -> Mapping[Peer, int]:
+        """Every peer of the policies in force, and how many subjects have it."""
+        with self._lock:
+            return {peer: len(keys) for peer, keys in self._about.items()}
+
+    # Changes.
+
+    def change(self, change: Change) -> Changes:
+        """Put a change in force, all of it or nothing.
+
+        Raises DocumentError if rules contradict each other (two parsers on a port),
+        and ConfigError if identities cannot be numbered, two endpoints have one
+        address, or a bound is passed.
+        """
+        with self._lock:
+            self._roster.check(change.endpoints)
+            undo = self._undo(change)
+            step = _Step()
+            try:
+                self._apply(change, step)
+                self._check(step)
+                self._settle(step)
+            except (DocumentError, ConfigError):
+                self._apply(undo, step)
+                self._settle(step)
+                raise
+            self._revision += 1
+            return self._finish(step)
+
+    def expire(self) -> Changes:
+        """Forget the identities that nobody has used for a while."""
+        return self.change(Change())
+
+    def _undo(self, change: Change) -> Change:
+        """The change that takes `change` back."""
+        return Change(
+            policies={key: self._policies.get(key, ()) for key in change.policies},
+            endpoints={n: self._roster.endpoints.get(n) for n in change.endpoints},
+            modes={n: self._roster.modes.get(n) for n in change.modes},
+            ports={n: self._roster.ports.get(n, {}) for n in change.ports},
+            names={name: self._peers.addresses(name) for name in change.names},
+            identities={n: self._remote.get(n) for n in change.identities},
+            mode=self._roster.mode,
+        )
+
+    def _apply(self, change: Change, step: _Step) -> None:
+        """Take up what `change` says; which subjects it concerns goes to `step`."""
+        new = {n: e for n, e in change.endpoints.items() if e is not None}
+        numbers = self.identities.acquire(endpoint.labels for endpoint in new.values())
+        step.renew |= self._peers.learn(change.names)
+        for key, policies in change.policies.items():
+            self._set_policies(key, tuple(policies), step)
+        for number, labels in change.identities.items():
+            self._set_remote(number, labels, step)
+        for number, ports in change.ports.items():
+            step.rebuild |= self._users_of(self._roster.set_ports(number, ports))
+        moved = {*change.modes, *change.ports}
+        for number, mode in change.modes.items():
+            self._roster.modes.pop(number, None)
+            if mode is not None:
+                self._roster.modes[number] = mode
+        if change.mode is not None and change.mode != self._roster.mode:
+            self._roster.mode = change.mode
+            moved |= self._roster.endpoints.keys() - self._roster.modes.keys()
+        for number in change.endpoints:
+            self._take_away(number, step)
+        for number, endpoint in new.items():
+            identity = numbers[endpoint.labels]
+            self._identity_came(identity, endpoint.labels, step)
+            self._roster.put(number, endpoint, identity)
+            step.hosts.add(identity)
+            step.endpoints.add(number)
+            step.rebuild |= self._users_of(self._roster.names(number))
+            self._place(number, step)
+        for number in moved & self._roster.endpoints.keys():
+            self._place(number, step)
+        if change.services:
+            step.renew |= self._peers.services_changed()
+
+    def _set_policies(self, key: str, policies: tuple[Policy, ...], step: _Step) -> None:
+        before = self._policies.pop(key, ())
+        if policies:
+            self._policies[key] = policies
+        if policies == before:
+            return
+        for policy in before:
+            for identity in self._selected.select(policy.subject):
+                self._selecting[identity].discard(policy)
+                step.rebuild |= self._of_identity[identity]
+            self._selected.remove(policy.subject)
+            self._with_selector[policy.subject].discard(policy)
+            if not self._with_selector[policy.subject]:
+                del self._with_selector[policy.subject]
+            del self._order[policy]
+        for index, policy in enumerate(policies):
+            self._order[policy] = (key, index)
+            self._selected.add(policy.subject)
+            self._with_selector[policy.subject].add(policy)
+            for identity in self._selected.select(policy.subject):
+                self._selecting[identity].add(policy)
+                step.rebuild |= self._of_identity[identity]
+
+    def _set_remote(self, number: int, labels: LabelSet | None, step: _Step) -> None:
+        before = self._remote.pop(number, None)
+        if labels is not None:
+            self._remote[number] = labels
+        known = self._peers.cache.identities.get(number)
+        if labels is not None and labels != known:
+            if known is not None:
+                self._identity_went(number, step)
+            self._identity_came(number, labels, step)
+        elif labels is None and before is not None and not self.identities.has(number):
+            self._identity_went(number, step)
+
+    def _take_away(self, number: int, step: _Step) -> None:
+        if number not in self._roster.endpoints:
+            return
+        identity = self._roster.identities[number]
+        step.rebuild |= self._users_of(self._roster.names(number))
+        endpoint = self._roster.pop(number)
+        step.hosts.add(identity)
+        step.removed.add(number)
+        step.endpoints.discard(number)
+        self._leave(number, self._of_endpoint.pop(number))
+        self.identities.release([endpoint.labels])
+
+    def _place(self, number: int, step: _Step) -> None:
+        """Give an endpoint the subject that it belongs to."""
+        key, before = self._roster.key(number), self._of_endpoint.get(number)
+        if key == before:
+            return
+        step.endpoints.add(number)
+        if key.identity not in self._selecting:
+            labels = self._roster.endpoints[number].labels
+            found = self._selected.identity_came(key.identity, labels)
+            self._selecting[key.identity] = {p for s in found for p in self._with_selector[s]}
+        if key not in self._subjects:
+            self._subjects[key] = _Subject(key)
+            self._of_identity[key.identity].add(key)
+            step.rebuild.add(key)
+        self._subjects[key].endpoints.add(number)
+        self._of_endpoint[number] = key
+        if before is not None:
+            self._leave(number, before)
+
+    def _leave(self, number: int, key: SubjectKey) -> None:
+        subject = self._subjects[key]
+        subject.endpoints.discard(number)
+        if subject.endpoints:
+            return
+        self._set_uses(subject, frozenset(), frozenset())
+        del self._subjects[key]
+        self._of_identity[key.identity].discard(key)
+        if not self._of_identity[key.identity]:
+            del self._of_identity[key.identity], self._selecting[key.identity]
+            self._selected.identity_went(key.identity)
+
+    def _users_of(self, names: Iterable[str]) -> set[SubjectKey]:
+        """The subjects with rules about ports that peers call by one of `names`."""
+        return set[SubjectKey]().union(*(self._naming.get(name, ()) for name in names))
+
+    def _identity_came(self, number: int, labels: LabelSet, step: _Step) -> None:
+        if number not in self._peers.cache.identities:
+            step.renew |= self._peers.cache.identity_came(number, labels)
+            step.came[number] = labels
+            step.gone.discard(number)
+
+    def _identity_went(self, number: int, step: _Step) -> None:
+        step.renew |= self._peers.cache.identity_went(number)
+        step.came.pop(number, None)
+        step.gone.add(number)
+
+    # What follows from a change.
+
+    def _check(self, step: _Step) -> None:
+        """Raise DocumentError if a subject that is to be rebuilt has contradicting rules."""
+        problems: list[Problem] = []
+        for key in step.rebuild & self._subjects.keys():
+            policies = self._selecting[key.identity]
+            ports = dict(key.ports)
+            problems += islice(conflicts(self._ordered(policies), ports), MAX_PROBLEMS)
+        if problems:
+            raise DocumentError(dict.fromkeys(problems))
+
+    def _ordered(self, policies: Iterable[Policy]) -> tuple[Policy, ...]:
+        return tuple(sorted(policies, key=self._order.__getitem__))
+
+    def _settle(self, step: _Step) -> None:
+        """Compile the subjects that are to be rebuilt, and number the prefixes they tell apart."""
+        step.rebuild &= self._subjects.keys()
+        for key in step.rebuild:
+            self._compile(self._subjects[key])
+        came, unneeded = self._peers.number_prefixes()
+        for number, labels in came.items():
+            self._identity_came(number, labels, step)
+        step.hosts.update(came, unneeded.values())
+
+    def _compile(self, subject: _Subject) -> None:
+        key = subject.key
+        self.work["subjects compiled"] += 1
+        subject.policies = policies = self._ordered(self._selecting[key.identity])
+        subject.names = names_used(policies)
+        peer_ports = self._roster.peer_ports() if subject.names else {}
+        own_ports = dict(key.ports)
+
+        def compiled(of: Sequence[Policy]) -> Tables:
+            enforcement = key.mode.enforcement
+            return tables(of, enforcement, own_ports=own_ports, peer_ports=peer_ports)
+
+        enforced = [policy for policy in policies if not policy.audit]
+        full = compiled(policies)
+        if key.mode.audit:
+            subject.tables, subject.would_be = Tables(OPEN, OPEN), full
+        elif len(enforced) < len(policies):
+            subject.tables, subject.would_be = compiled(enforced), full
+        else:
+            subject.tables, subject.would_be = full, None
+        subject.builder = subject.map_state = None
+        self._set_uses(subject, _peers_of(subject), subject.names)
+
+    def _set_uses(self, subject: _Subject, peers: frozenset[Peer], names: frozenset[str]) -> None:
+        for peer in peers - subject.peers:
+            self._peers.add(peer)
+            self._about[peer].add(subject.key)
+        for peer in subject.peers - peers:
+            self._peers.remove(peer)
+            self._about[peer].discard(subject.key)
+            if not self._about[peer]:
+                del self._about[peer]
+        for name in subject.names - names:
+            self._naming[name].discard(subject.key)
+        for name in names:
+            self._naming[name].add(subject.key)
+        subject.peers, subject.names = peers, names
+
+    def _finish(self, step: _Step) -> Changes:
+        """Write what has changed. Nothing in here can fail."""
+        for number in self.identities.expire() - self._remote.keys():
+            if number in self._peers.cache.identities:
+                self._identity_went(number, step)
+        stale = set(step.rebuild)
+        for peer in step.renew:
+            stale |= self._about.get(peer, set())
+        for key in stale & self._subjects.keys():
+            subject = self._subjects[key]
+            self.work["subjects written"] += 1
+            subject.map_state = None
+            written = subject.encoder.written
+            body = subject.encoder.body(subject.tables, subject.would_be, self.meant)
+            self.work["lines written"] += subject.encoder.written - written
+            if body != subject.body or key in step.rebuild:
+                subject.revision = self._revision
+            if body != subject.body:
+                subject.body = body
+                step.endpoints |= subject.endpoints
+        return Changes(
+            revision=self._revision,
+            endpoints=frozenset(step.endpoints & self._roster.endpoints.keys()),
+            removed=frozenset(step.removed - self._roster.endpoints.keys()),
+            hosts=frozenset(step.hosts),
+            came=step.came,
+            gone=frozenset(step.gone),
+        )
+
+    def _addresses_of(self, identity: int) -> list[str]:
+        prefix = self._peers.prefix_of(identity)
+        own = [] if prefix is None else [str(prefix)]
+        return [*own, *self._roster.addresses(identity)]
+
+
+def _peers_of(subject: _Subject) -> frozenset[Peer]:
+    """Every peer that a line of `subject` is about."""
+    compiled = (subject.tables, subject.would_be or ())
+    return frozenset(
+        peer
+        for both in compiled
+        for table in both
+        for lines in table.values()
+        for line in lines
+        if line.target is not None
+        for peer in line.target.peers
+    )
