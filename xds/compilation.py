@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from proxylib.proto import npds_pb2 as npds
+from xds.endpoints import Enforcement
 from xds.labels import Requirement, Selector
 from xds.policy import L7, Icmp, Listener, Peer, Policy, Port, Rule, TLSContext
 from xds.source import Problem
@@ -27,10 +28,6 @@ NETWORK_POLICY_HOSTS = "type.googleapis.com/cilium.NetworkPolicyHosts"
 
 Resources: TypeAlias = dict[str, tuple[bytes, ...]]
 """Serialized resources by type URL, in a fixed order."""
-
-Enforcement: TypeAlias = Literal["default", "always", "never"]
-"""default: a direction is a white list once a policy makes it one; always: it is one
-without any policy too; never: everything is allowed, whatever the policies say."""
 
 
 class PortKey(NamedTuple):
@@ -106,7 +103,7 @@ class Tables(NamedTuple):
     egress: Table
 
 
-NamedPorts: TypeAlias = Mapping[str, frozenset[tuple[str, int]]]
+PortNames: TypeAlias = Mapping[str, frozenset[tuple[str, int]]]
 """Port names to (protocol, number)."""
 
 Remotes: TypeAlias = Callable[[Target], tuple[int, ...]]
@@ -117,8 +114,8 @@ def tables(
     policies: Sequence[Policy],
     enforcement: Enforcement,
     *,
-    own_ports: NamedPorts,
-    peer_ports: NamedPorts,
+    own_ports: PortNames,
+    peer_ports: PortNames,
 ) -> Tables:
     """What `policies`, which all select the same endpoint, say to it.
 
@@ -138,7 +135,7 @@ def is_enforced(policies: Iterable[Policy], enforcement: Enforcement, *, ingress
 
 
 def _table(
-    policies: Sequence[Policy], enforcement: Enforcement, ingress: bool, names: NamedPorts
+    policies: Sequence[Policy], enforcement: Enforcement, ingress: bool, names: PortNames
 ) -> Table:
     if enforcement == "never":
         return OPEN
@@ -172,13 +169,13 @@ def _requirements(
 
 
 def _lines(
-    rule: Rule, required: frozenset[Requirement], names: NamedPorts, ingress: bool
+    rule: Rule, required: frozenset[Requirement], names: PortNames, ingress: bool
 ) -> Iterator[tuple[PortKey, Line, L7 | None]]:
     peers = _peers(rule, required)
     if peers is not None and not peers:
         return
     target = None if peers is None else Target(peers)
-    if rule.ports is None and not rule.icmps:
+    if rule.ports is None:
         yield EVERY_PORT, Line(rule.deny, target), None
     for icmp in rule.icmps:
         yield _icmp_key(icmp), Line(rule.deny, target), None
@@ -202,26 +199,28 @@ def _lines(
 
 
 def _peers(rule: Rule, required: frozenset[Requirement]) -> frozenset[Peer] | None:
-    """The peers of `rule`, those by labels with what every rule asks besides.
+    """The peers of `rule`; None is anybody.
 
-    As Cilium has it, prefixes, names and reserved identities are not asked for more,
-    and neither is anybody at all.
+    As Cilium has it, only those of fromEndpoints and toEndpoints are asked for what
+    every rule asks besides: not entities, prefixes and names, and not anybody at all.
     """
-    if rule.peers is None or not required:
-        return None if rule.peers is None else frozenset(rule.peers)
+    if rule.peers is None:
+        return None
+    if not required or rule.peer_field not in _ASKED_FOR_MORE:
+        return frozenset(rule.peers)
     return frozenset(
-        Selector(peer.requirements | required)
-        if isinstance(peer, Selector) and not peer.names_reserved
-        else peer
-        for peer in rule.peers
+        peer.also(*required) if isinstance(peer, Selector) else peer for peer in rule.peers
     )
+
+
+_ASKED_FOR_MORE = ("fromEndpoints", "toEndpoints")
 
 
 ANYBODY: frozenset[Peer] = frozenset([Selector()])
 """Every endpoint: who can have names for ports."""
 
 
-def _port_keys(port: Port, names: NamedPorts) -> Iterator[PortKey]:
+def _port_keys(port: Port, names: PortNames) -> Iterator[PortKey]:
     protocols = _PROTOCOLS.get(port.protocol, (port.protocol,))
     if isinstance(port.port, int):
         for protocol in protocols:
@@ -291,12 +290,10 @@ class Encoder:
         for key in sorted(table):
             written = self._lines(table[key], kept.get((part, key), {}), remotes)
             self._entries[part, key] = written
-            rules = sorted(
-                item.order + (item.data,) for item in written.values() if item.data is not None
-            )
-            for protocol in _WIRE.get(key.protocol, ()) if rules else ():
-                entry = entries.setdefault((key.port, key.end_port, protocol), [])
-                entry += [_delimited(_RULES, data) for *_, data in rules]
+            in_order = sorted(written.values(), key=lambda item: item.order)
+            found = [_delimited(_RULES, item.data) for item in in_order if item.data is not None]
+            for protocol in _WIRE.get(key.protocol, ()) if found else ():
+                entries.setdefault((key.port, key.end_port, protocol), []).extend(found)
         for (port, end_port, protocol), rules in sorted(entries.items()):
             head = npds.PortNetworkPolicy(port=port, protocol=protocol).SerializeToString()
             # Fields in the order of their numbers: end_port comes after the rules.
@@ -317,7 +314,7 @@ class Encoder:
                 data = (
                     None if nobody else _rule(line, meant, l7).SerializeToString(deterministic=True)
                 )
-                before = _Written(meant, l7, (line.deny, meant, line.proto), data)
+                before = _Written(meant, l7, (line.deny, meant, line.proto, data or b""), data)
                 self.written += 1
             found[line] = before
         return found
@@ -329,7 +326,7 @@ class _Written:
 
     meant: tuple[int, ...]
     l7: Sequence[L7] | None
-    order: tuple[bool, tuple[int, ...], str]
+    order: tuple[bool, tuple[int, ...], str, bytes]
     data: bytes | None
 
 
@@ -390,7 +387,7 @@ def hosts(number: int, addresses: Iterable[str]) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def conflicts(policies: Iterable[Policy], names: NamedPorts) -> Iterator[Problem]:
+def conflicts(policies: Iterable[Policy], names: PortNames) -> Iterator[Problem]:
     """Ports on which two rules want different parsers, whomever these are about."""
     for ingress in (True, False):
         wanted = [

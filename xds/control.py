@@ -8,40 +8,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeAlias
 
 from watchfiles import watch
 
 from proxylib.errors import ConfigError, ProxylibError
-from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources, compile_resources
-from xds.documents import load_policies
-from xds.endpoints import Endpoint, load_endpoints, with_extra
+from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources
+from xds.endpoints import Endpoint, with_extra
+from xds.engine import Change, Changes, Engine
 from xds.identity import Identities
-from xds.labels import LabelSet
 from xds.lint import lint
 from xds.policy import Policy
+from xds.reading import Read, Reader, Source
+from xds.roster import Mode
 from xds.server import DiscoveryServer
-from xds.source import Document, DocumentError, Place, Problem, read_documents, read_file
+from xds.services import ServiceTable
+from xds.source import DocumentError, Place, Problem, read_file
+from xds.store import SqliteStore
 from xds.subscription import StreamStatus
 
-A = TypeVar("A")
-T = TypeVar("T")
-
-_Source = tuple[str, Callable[[], str]]
-"""A document's name in messages, and how to get its text."""
+_Sources: TypeAlias = tuple[Sequence[Source], Sequence[Source]]
+"""Of policies, and of endpoints and services."""
 
 _SUFFIXES = (".yaml", ".yml")
 
 _WATCH_DEBOUNCE_MS = 200
 """Changes that come together (an editor's, a directory copy) are one reload."""
 
-_NO_DOCUMENT = (
-    "holds no document (it is empty, or has only comments); write one, or do not name the file"
-)
 _NO_FILE = f"no file in it ends in {' or '.join(_SUFFIXES)}; add one, or do not name the directory"
 
 _STOP_TIMEOUT = 2.0
@@ -67,19 +64,12 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class _Documents:
-    policies: list[Document]
-    endpoints: list[Document]
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded:
     """What the control server has read, and what it made of that."""
 
     policies: Sequence[Policy] = ()
     endpoints: Sequence[Endpoint] = ()
     resources: Resources = field(default_factory=dict)
-    identities: Mapping[int, LabelSet] = field(default_factory=dict)
     warnings: Sequence[Problem] = ()
 
 
@@ -93,7 +83,9 @@ class ControlServer:
     endpoints: the endpoints file; None means that none is known by labels.
     extra_endpoints: IP addresses that get a policy too, without labels, unless
         the endpoints file names them.
-    state_file: keeps identity numbers across restarts.
+    state_file: keeps identity numbers across restarts (see xds/store.py).
+    identities: who numbers label sets, instead of a state_file; the caller's to close.
+    mode: how endpoints are enforced that ask for nothing else.
     watch_files: reload when a file changes. on_error and on_change are then called
         after each reload, on the watcher's thread, with the error or the warnings.
     """
@@ -106,6 +98,8 @@ class ControlServer:
         *,
         extra_endpoints: Iterable[str] = (),
         state_file: Path | None = None,
+        identities: Identities | None = None,
+        mode: Mode = Mode(),  # noqa: B008 - frozen
         socket_mode: int = 0o600,
         watch_files: bool = False,
         on_error: Callable[[ProxylibError], None] | None = None,
@@ -114,8 +108,16 @@ class ControlServer:
         self._policy_paths = tuple(policies)
         self._endpoints_path = endpoints
         self._extra = tuple(extra_endpoints)
-        self._identities = Identities(state_file)
+        self._own = identities is None
+        self._identities = identities or Identities(
+            None if state_file is None else SqliteStore(state_file)
+        )
+        self._services = ServiceTable()
+        self._engine = Engine(self._identities, mode=mode)
+        self._reader = Reader()
         self._endpoint_ids: dict[tuple[str, ...], int] = {}
+        self._policies: dict[int, bytes] = {}
+        self._hosts: dict[int, bytes] = {}
         self._server = DiscoveryServer(socket_path, mode=socket_mode)
         self._loaded = Loaded()
         self._revision = 0
@@ -151,6 +153,8 @@ class ControlServer:
             self._watcher.join(_STOP_TIMEOUT)
             self._watcher = None
         self._server.stop()
+        if self._own:
+            self._identities.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -180,11 +184,24 @@ class ControlServer:
         does, which also goes back to the files.
         """
 
-        def read() -> _Documents:
-            texts: list[_Source] = [(name, partial(str, text)) for name, text in policies.items()]
-            return _read(texts, [] if endpoints is None else [("endpoints", lambda: endpoints)])
+        texts = [Source(name, partial(str, text)) for name, text in policies.items()]
+        others = [] if endpoints is None else [Source("endpoints", partial(str, endpoints))]
+        return self._apply(lambda: (texts, others))
 
-        return self._apply(read)
+    def change(self, change: Change) -> Changes:
+        """Change something else than documents: names, identities of other nodes, the mode.
+
+        Raises as `Engine.change` does.
+        """
+        with self._changing:
+            changes = self._engine.change(change)
+            self._publish(changes)
+            return changes
+
+    @property
+    def engine(self) -> Engine:
+        """What is in force, to be asked; `change` and `set_documents` change it."""
+        return self._engine
 
     @property
     def loaded(self) -> Loaded:
@@ -195,11 +212,15 @@ class ControlServer:
         """A consistent view of what is loaded and of every subscriber."""
         with self._lock:
             loaded = self._loaded
+            identities = {
+                self._identities.number(endpoint.labels): str(endpoint.labels)
+                for endpoint in loaded.endpoints
+            }
             return Status(
                 revision=self._revision,
                 policies=len(loaded.policies),
                 endpoints=len(loaded.endpoints),
-                identities={n: str(labels) for n, labels in sorted(loaded.identities.items())},
+                identities=dict(sorted(identities.items())),
                 versions=self._server.versions(),
                 streams=self._server.streams(),
                 warnings=loaded.warnings,
@@ -218,45 +239,84 @@ class ControlServer:
 
         return self._server.wait(self._server.revision, timeout, types=streams)
 
-    def _apply(self, read: Callable[[], _Documents]) -> Sequence[Problem]:
+    def _apply(self, sources: Callable[[], _Sources]) -> Sequence[Problem]:
         with self._changing:
             try:
-                loaded = self._load(read())
-                self._identities.save()
+                read = self._reader.read(*sources())
+                endpoints = self._with_extra(read.endpoints)
+                changes = self._put_in_force(read, endpoints)
             except ProxylibError as error:
                 self._last_error = str(error)
                 raise
             with self._lock:
-                self._loaded = loaded
                 self._last_error = ""
-                if self._server.publish(loaded.resources):
-                    self._revision += 1
-            return loaded.warnings
+                self._publish(changes)
+                policies = [policy for each in read.policies.values() for policy in each]
+                self._loaded = Loaded(policies, endpoints, self._resources())
+            # Afterwards, because it looks at everything and holds nothing up.
+            warnings = lint(policies, endpoints)
+            with self._lock:
+                self._loaded = replace(self._loaded, warnings=warnings)
+            return warnings
 
-    def _load(self, documents: _Documents) -> Loaded:
-        problems: list[Problem] = []
-        policies = _gather(problems, load_policies, documents.policies)
-        endpoints = _gather(problems, load_endpoints, documents.endpoints)
-        if problems:
-            raise DocumentError(problems)
+    def _put_in_force(self, read: Read, endpoints: Sequence[Endpoint]) -> Changes:
+        """The change from what is in force to what was read."""
+        before = self._engine.endpoints
+        after = {self._endpoint_id(endpoint): endpoint for endpoint in endpoints}
+        changes = self._engine.change(
+            Change(
+                policies=dict.fromkeys(self._engine.policies, ()) | dict(read.policies),
+                endpoints={n: None for n in before if n not in after}
+                | {n: e for n, e in after.items() if before.get(n) != e},
+                services=None if read.services is self._services else read.services.resolve,
+            )
+        )
+        self._services = read.services
+        return changes
+
+    def _with_extra(self, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
         try:
-            endpoints = with_extra(endpoints, self._extra)
+            return with_extra(list(endpoints), self._extra)
         except ValueError as error:
             raise ConfigError(f"extra endpoint: {error}") from error
-        resources = compile_resources(policies, endpoints, self._identities, self._endpoint_id)
-        identities = self._identities.number_all(endpoint.labels for endpoint in endpoints)
-        return Loaded(policies, endpoints, resources, identities, lint(policies, endpoints))
+
+    def _publish(self, changes: Changes) -> None:
+        for number in changes.removed:
+            self._policies.pop(number, None)
+        for number in changes.endpoints:
+            self._policies[number] = self._engine.resource(number)
+        for identity in changes.hosts:
+            hosts = self._engine.hosts(identity)
+            self._hosts.pop(identity, None)
+            if hosts is not None:
+                self._hosts[identity] = hosts
+        if self._server.publish(self._resources()):
+            self._revision += 1
+
+    def _resources(self) -> Resources:
+        return {
+            url: tuple(resource for _, resource in sorted(resources.items()))
+            for url, resources in (
+                (NETWORK_POLICY, self._policies),
+                (NETWORK_POLICY_HOSTS, self._hosts),
+            )
+        }
 
     def _endpoint_id(self, endpoint: Endpoint) -> int:
         return self._endpoint_ids.setdefault(endpoint.addresses, len(self._endpoint_ids) + 1)
 
-    def _read_files(self) -> _Documents:
+    def _read_files(self) -> _Sources:
         problems: list[Problem] = []
-        policies = [f for path in self._policy_paths for f in _gather(problems, _yaml_files, path)]
-        endpoints = [self._endpoints_path] if self._endpoints_path is not None else []
+        policies: list[Path] = []
+        for path in self._policy_paths:
+            try:
+                policies += _yaml_files(path)
+            except DocumentError as error:
+                problems += error.problems
         if problems:
             raise DocumentError(problems)
-        return _read(map(_file_source, policies), map(_file_source, endpoints))
+        endpoints = [self._endpoints_path] if self._endpoints_path is not None else []
+        return list(map(_file_source, policies)), list(map(_file_source, endpoints))
 
     def _watch(self) -> None:
         watched = [path.absolute() for path in (*self._policy_paths, self._endpoints_path) if path]
@@ -290,38 +350,8 @@ class ControlServer:
             self._on_error(error)
 
 
-def _gather(problems: list[Problem], load: Callable[[A], list[T]], argument: A) -> list[T]:
-    """What `load` makes of `argument`; its problems go to `problems` instead of up."""
-    try:
-        return load(argument)
-    except DocumentError as error:
-        problems += error.problems
-        return []
-
-
-def _read(policies: Iterable[_Source], endpoints: Iterable[_Source]) -> _Documents:
-    """The documents of all sources. Raises DocumentError with the problems of all."""
-    problems: list[Problem] = []
-
-    def documents(source: _Source) -> list[Document]:
-        name, text = source
-        found = read_documents(name, text())
-        if not found:
-            # An editor may empty a file for a moment. That must not open everything.
-            raise DocumentError([Problem(Place(name), _NO_DOCUMENT)])
-        return found
-
-    found = _Documents(
-        [document for source in policies for document in _gather(problems, documents, source)],
-        [document for source in endpoints for document in _gather(problems, documents, source)],
-    )
-    if problems:
-        raise DocumentError(problems)
-    return found
-
-
-def _file_source(path: Path) -> _Source:
-    return str(path), partial(read_file, path)
+def _file_source(path: Path) -> Source:
+    return Source(str(path), partial(read_file, path))
 
 
 def _yaml_files(path: Path) -> list[Path]:

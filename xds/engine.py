@@ -21,7 +21,6 @@ from proxylib.errors import ConfigError
 from xds.compilation import (
     OPEN,
     Encoder,
-    NamedPorts,
     Tables,
     Target,
     conflicts,
@@ -37,7 +36,7 @@ from xds.labels import LabelSet
 from xds.mapstate import MapBuilder, MapState, map_builder
 from xds.peers import Address, Peers, Resolve
 from xds.policy import Peer, Policy
-from xds.roster import Mode, Roster, SubjectKey
+from xds.roster import Mode, Roster, SubjectKey, port_names
 from xds.selectors import SelectorCache
 from xds.source import MAX_PROBLEMS, DocumentError, Problem
 
@@ -49,21 +48,17 @@ class Change:
     policies: by the key of their document, which is theirs alone; none takes the
         document's away.
     endpoints: by their number (a NetworkPolicy's endpoint_id); None takes it away.
-    modes: those of endpoints that do not follow `mode`; None: it does again.
-    ports: names of ports of an endpoint, by its number.
     names: the addresses that a DNS name has now; none: it is forgotten.
     identities: labels of identities of other nodes; None: it is gone.
-    services: True if what services stand for has changed.
-    mode: how endpoints are enforced that have no mode of their own.
+    services: says what a `Service` peer stands for from now on.
+    mode: what holds where an endpoint asks for nothing else.
     """
 
     policies: Mapping[str, Sequence[Policy]] = field(default_factory=dict)
     endpoints: Mapping[int, Endpoint | None] = field(default_factory=dict)
-    modes: Mapping[int, Mode | None] = field(default_factory=dict)
-    ports: Mapping[int, NamedPorts] = field(default_factory=dict)
     names: Mapping[str, Collection[Address]] = field(default_factory=dict)
     identities: Mapping[int, LabelSet | None] = field(default_factory=dict)
-    services: bool = False
+    services: Resolve | None = None
     mode: Mode | None = None
 
 
@@ -107,6 +102,9 @@ class EndpointPolicy:
     resource: bytes
 
 
+_OPEN = Tables(OPEN, OPEN)
+
+
 @dataclass(eq=False, slots=True)
 class _Subject:
     """The policy that the endpoints of one key share."""
@@ -114,7 +112,7 @@ class _Subject:
     key: SubjectKey
     endpoints: set[int] = field(default_factory=set)
     policies: tuple[Policy, ...] = ()
-    tables: Tables = Tables(OPEN, OPEN)
+    tables: Tables = _OPEN
     would_be: Tables | None = None
     peers: frozenset[Peer] = frozenset()
     names: frozenset[str] = frozenset()
@@ -144,7 +142,6 @@ class Engine:
     """Policies in force. Safe to use from several threads.
 
     identities: who numbers label sets; it is the caller's to close.
-    resolve: what a `Service` peer stands for.
     mode: how endpoints are enforced that have no mode of their own.
     work: counts what changes have cost, by kind, for tests of that.
     """
@@ -153,7 +150,6 @@ class Engine:
         self,
         identities: Identities | None = None,
         *,
-        resolve: Resolve = lambda service: (),
         mode: Mode = Mode(),  # noqa: B008 - frozen
     ) -> None:
         self.identities = identities or Identities()
@@ -171,7 +167,7 @@ class Engine:
         self._of_identity: dict[int, set[SubjectKey]] = defaultdict(set)
         self._of_endpoint: dict[int, SubjectKey] = {}
         # The peers of rules, and the subjects that have such rules.
-        self._peers = Peers(self.identities, resolve)
+        self._peers = Peers(self.identities)
         self._about: dict[Peer, set[SubjectKey]] = defaultdict(set)
         self._naming: dict[str, set[SubjectKey]] = defaultdict(set)
         self._remote: dict[int, LabelSet] = {}
@@ -311,10 +307,9 @@ class Engine:
         return Change(
             policies={key: self._policies.get(key, ()) for key in change.policies},
             endpoints={n: self._roster.endpoints.get(n) for n in change.endpoints},
-            modes={n: self._roster.modes.get(n) for n in change.modes},
-            ports={n: self._roster.ports.get(n, {}) for n in change.ports},
             names={name: self._peers.addresses(name) for name in change.names},
             identities={n: self._remote.get(n) for n in change.identities},
+            services=None if change.services is None else self._peers.resolve,
             mode=self._roster.mode,
         )
 
@@ -327,16 +322,6 @@ class Engine:
             self._set_policies(key, tuple(policies), step)
         for number, labels in change.identities.items():
             self._set_remote(number, labels, step)
-        for number, ports in change.ports.items():
-            step.rebuild |= self._users_of(self._roster.set_ports(number, ports))
-        moved = {*change.modes, *change.ports}
-        for number, mode in change.modes.items():
-            self._roster.modes.pop(number, None)
-            if mode is not None:
-                self._roster.modes[number] = mode
-        if change.mode is not None and change.mode != self._roster.mode:
-            self._roster.mode = change.mode
-            moved |= self._roster.endpoints.keys() - self._roster.modes.keys()
         for number in change.endpoints:
             self._take_away(number, step)
         for number, endpoint in new.items():
@@ -345,12 +330,14 @@ class Engine:
             self._roster.put(number, endpoint, identity)
             step.hosts.add(identity)
             step.endpoints.add(number)
-            step.rebuild |= self._users_of(self._roster.names(number))
+            step.rebuild |= self._users_of(endpoint)
             self._place(number, step)
-        for number in moved & self._roster.endpoints.keys():
-            self._place(number, step)
-        if change.services:
-            step.renew |= self._peers.services_changed()
+        if change.mode is not None and change.mode != self._roster.mode:
+            self._roster.mode = change.mode
+            for number in self._roster.endpoints:
+                self._place(number, step)
+        if change.services is not None:
+            step.renew |= self._peers.set_services(change.services)
 
     def _set_policies(self, key: str, policies: tuple[Policy, ...], step: _Step) -> None:
         before = self._policies.pop(key, ())
@@ -379,20 +366,17 @@ class Engine:
         before = self._remote.pop(number, None)
         if labels is not None:
             self._remote[number] = labels
-        known = self._peers.cache.identities.get(number)
-        if labels is not None and labels != known:
-            if known is not None:
-                self._identity_went(number, step)
+        if labels is not None:
             self._identity_came(number, labels, step)
-        elif labels is None and before is not None and not self.identities.has(number):
+        elif before is not None and not self.identities.has(number):
             self._identity_went(number, step)
 
     def _take_away(self, number: int, step: _Step) -> None:
         if number not in self._roster.endpoints:
             return
         identity = self._roster.identities[number]
-        step.rebuild |= self._users_of(self._roster.names(number))
         endpoint = self._roster.pop(number)
+        step.rebuild |= self._users_of(endpoint)
         step.hosts.add(identity)
         step.removed.add(number)
         step.endpoints.discard(number)
@@ -430,15 +414,20 @@ class Engine:
             del self._of_identity[key.identity], self._selecting[key.identity]
             self._selected.identity_went(key.identity)
 
-    def _users_of(self, names: Iterable[str]) -> set[SubjectKey]:
-        """The subjects with rules about ports that peers call by one of `names`."""
-        return set[SubjectKey]().union(*(self._naming.get(name, ()) for name in names))
+    def _users_of(self, endpoint: Endpoint) -> set[SubjectKey]:
+        """The subjects with rules about ports by a name that `endpoint` has for one."""
+        return set[SubjectKey]().union(*(self._naming.get(p.name, ()) for p in endpoint.ports))
 
     def _identity_came(self, number: int, labels: LabelSet, step: _Step) -> None:
-        if number not in self._peers.cache.identities:
-            step.renew |= self._peers.cache.identity_came(number, labels)
-            step.came[number] = labels
-            step.gone.discard(number)
+        known = self._peers.cache.identities.get(number)
+        if known == labels:
+            return
+        if known is not None:
+            # The host: it has a number before anybody knows its other labels.
+            self._identity_went(number, step)
+        step.renew |= self._peers.cache.identity_came(number, labels)
+        step.came[number] = labels
+        step.gone.discard(number)
 
     def _identity_went(self, number: int, step: _Step) -> None:
         step.renew |= self._peers.cache.identity_went(number)
@@ -452,8 +441,8 @@ class Engine:
         problems: list[Problem] = []
         for key in step.rebuild & self._subjects.keys():
             policies = self._selecting[key.identity]
-            ports = dict(key.ports)
-            problems += islice(conflicts(self._ordered(policies), ports), MAX_PROBLEMS)
+            found = conflicts(self._ordered(policies), port_names(key.ports))
+            problems += islice(found, MAX_PROBLEMS)
         if problems:
             raise DocumentError(dict.fromkeys(problems))
 
@@ -476,7 +465,7 @@ class Engine:
         subject.policies = policies = self._ordered(self._selecting[key.identity])
         subject.names = names_used(policies)
         peer_ports = self._roster.peer_ports() if subject.names else {}
-        own_ports = dict(key.ports)
+        own_ports = port_names(key.ports)
 
         def compiled(of: Sequence[Policy]) -> Tables:
             enforcement = key.mode.enforcement
@@ -485,7 +474,7 @@ class Engine:
         enforced = [policy for policy in policies if not policy.audit]
         full = compiled(policies)
         if key.mode.audit:
-            subject.tables, subject.would_be = Tables(OPEN, OPEN), full
+            subject.tables, subject.would_be = _OPEN, full
         elif len(enforced) < len(policies):
             subject.tables, subject.would_be = compiled(enforced), full
         else:

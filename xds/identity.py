@@ -129,7 +129,15 @@ def reserved_labels() -> dict[int, LabelSet]:
     }
 
 
-_RESERVED_NUMBERS = {labels: number for number, labels in reserved_labels().items()}
+def reserved_number(labels: LabelSet) -> int | None:
+    """The reserved identity of `labels`; None if they are not those of one.
+
+    The host is one whatever labels it has besides.
+    """
+    names = [label.key for label in labels if label.source == RESERVED]
+    if len(names) == 1 and (len(labels.labels) == 1 or names == ["host"]):
+        return RESERVED_IDENTITIES.get(names[0])
+    return None
 
 
 def prefix_labels(prefix: Prefix) -> LabelSet:
@@ -188,7 +196,7 @@ class Identities:
         """
         wanted = list(sets)
         with self._lock:
-            new = {s for s in wanted if s not in self._numbers and s not in _RESERVED_NUMBERS}
+            new = {s for s in wanted if s not in self._numbers and reserved_number(s) is None}
             for scope, store in self._stores.items():
                 ordered = sorted((s for s in new if scope_of(s) is scope), key=lambda s: s.labels)
                 keys = {str(labels): labels for labels in ordered}
@@ -205,7 +213,7 @@ class Identities:
 
     def number(self, labels: LabelSet) -> int:
         """The identity of `labels`, which somebody uses. Raises KeyError if nobody does."""
-        reserved = _RESERVED_NUMBERS.get(labels)
+        reserved = reserved_number(labels)
         return self._numbers[labels] if reserved is None else reserved
 
     def release(self, sets: Iterable[LabelSet]) -> None:

@@ -181,25 +181,21 @@ class MapBuilder:
     """Makes the tables of one subject; those of the same lines it makes once."""
 
     _said: dict[Target | None, list[tuple[PortPrefix, MapEntry]]]
-    _made: dict[frozenset[Target], PortTable] = field(default_factory=dict)
+    _made: dict[frozenset[Target | None], PortTable] = field(default_factory=dict)
 
     def state(self, identities: Callable[[Target], Iterable[int]]) -> MapState:
         """The tables, if each target means these identities."""
-        targets: dict[int, set[Target]] = defaultdict(set)
+        targets: dict[int, set[Target | None]] = defaultdict(set)
         for target in self._said:
-            for number in () if target is None else identities(target):
+            for number in (ANY_IDENTITY,) if target is None else identities(target):
                 targets[number].add(target)
-        tables = {number: self._table(frozenset(told)) for number, told in targets.items()}
-        if None in self._said:
-            tables[ANY_IDENTITY] = self._table(frozenset())
-        return MapState(tables)
+        return MapState({n: self._table(frozenset(told)) for n, told in targets.items()})
 
-    def _table(self, targets: frozenset[Target]) -> PortTable:
-        """The table of identities that `targets` mean; that of anybody for none."""
+    def _table(self, targets: frozenset[Target | None]) -> PortTable:
+        """The table of an identity that exactly `targets` mean."""
         found = self._made.get(targets)
         if found is None:
-            keys = targets or [None]
-            found = self._made[targets] = _joined(e for key in keys for e in self._said[key])
+            found = self._made[targets] = _joined(e for key in targets for e in self._said[key])
         return found
 
 

@@ -7,7 +7,6 @@ and go.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TypeAlias
@@ -37,10 +36,10 @@ class Peers:
     identities: who numbers prefixes. resolve: what a service stands for.
     """
 
-    def __init__(self, identities: Identities, resolve: Resolve) -> None:
+    def __init__(self, identities: Identities) -> None:
         self.cache = SelectorCache()
         self._identities = identities
-        self._resolve = resolve
+        self.resolve: Resolve = lambda service: ()
         self._names: dict[str, frozenset[Address]] = {}
         # The names that each Fqdn in use matches.
         self._matched: dict[Fqdn, set[str]] = {}
@@ -88,7 +87,7 @@ class Peers:
     def members(self, peer: Indirect) -> frozenset[Direct]:
         """What `peer` stands for by what is known now, whether it is in use or not."""
         if isinstance(peer, Service):
-            return frozenset(self._resolve(peer))
+            return frozenset(self.resolve(peer))
         names = self._matched.get(peer)
         if names is None:
             names = {name for name in self._names if peer.matches(name)}
@@ -128,8 +127,9 @@ class Peers:
                     self._matched[fqdn].discard(name)
         return self._renew(touched)
 
-    def services_changed(self) -> set[Peer]:
-        """Resolve every service in use again; the peers that mean others now."""
+    def set_services(self, resolve: Resolve) -> set[Peer]:
+        """Resolve every service in use anew; the peers that mean others now."""
+        self.resolve = resolve
         return self._renew(self._services)
 
     def _renew(self, peers: Iterable[Indirect]) -> set[Peer]:

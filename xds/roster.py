@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from proxylib.errors import ConfigError
-from xds.compilation import Enforcement, NamedPorts
-from xds.endpoints import Endpoint
+from xds.compilation import PortNames
+from xds.endpoints import Endpoint, Enforcement, NamedPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +25,16 @@ class SubjectKey:
 
     identity: int
     mode: Mode
-    ports: frozenset[tuple[str, frozenset[tuple[str, int]]]] = frozenset()
+    ports: frozenset[NamedPort] = frozenset()
 
 
 class Roster:
-    """Endpoints by number. mode: of those that have none of their own."""
+    """Endpoints by number. mode: what holds where an endpoint asks for nothing else."""
 
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
         self.endpoints: dict[int, Endpoint] = {}
         self.identities: dict[int, int] = {}
-        self.modes: dict[int, Mode] = {}
-        self.ports: dict[int, NamedPorts] = {}
         self._addresses: dict[int, set[str]] = defaultdict(set)
         self._owners: dict[str, int] = {}
         self._named: dict[str, dict[tuple[str, int], Counter[int]]] = defaultdict(dict)
@@ -61,13 +59,13 @@ class Roster:
         self.identities[number] = identity
         self._addresses[identity].update(endpoint.addresses)
         self._owners.update(dict.fromkeys(endpoint.addresses, number))
-        self._count_ports(number, 1)
+        self._count_ports(endpoint, identity, 1)
 
     def pop(self, number: int) -> Endpoint:
-        """Forget an endpoint; its mode and port names are kept apart from it."""
-        self._count_ports(number, -1)
+        """Forget an endpoint."""
         endpoint = self.endpoints.pop(number)
         identity = self.identities.pop(number)
+        self._count_ports(endpoint, identity, -1)
         self._addresses[identity].difference_update(endpoint.addresses)
         for address in endpoint.addresses:
             del self._owners[address]
@@ -75,26 +73,20 @@ class Roster:
             del self._addresses[identity]
         return endpoint
 
-    def set_ports(self, number: int, ports: NamedPorts) -> set[str]:
-        """Name ports of an endpoint, there or not; the names that mean others now."""
-        before = self.ports.pop(number, {})
-        if number in self.endpoints:
-            self._count_ports_of(self.identities[number], before, -1)
-            self._count_ports_of(self.identities[number], ports, 1)
-        if ports:
-            self.ports[number] = ports
-        return {name for name in {*before, *ports} if before.get(name) != ports.get(name)}
-
     def key(self, number: int) -> SubjectKey:
         """What decides which policy an endpoint has."""
-        ports = frozenset(self.ports.get(number, {}).items())
-        return SubjectKey(self.identities[number], self.modes.get(number, self.mode), ports)
+        endpoint = self.endpoints[number]
+        enforcement = endpoint.enforcement
+        if enforcement == "default":
+            enforcement = self.mode.enforcement
+        mode = Mode(enforcement, endpoint.audit or self.mode.audit)
+        return SubjectKey(self.identities[number], mode, frozenset(endpoint.ports))
 
     def addresses(self, identity: int) -> frozenset[str]:
         """The addresses of the endpoints that have `identity`."""
         return frozenset(self._addresses.get(identity, ()))
 
-    def peer_ports(self) -> NamedPorts:
+    def peer_ports(self) -> PortNames:
         """The ports that each name stands for, whoever it is that names them so."""
         return {name: frozenset(numbers) for name, numbers in self._named.items()}
 
@@ -102,21 +94,21 @@ class Roster:
         """The identities of endpoints that call this port `name`, and how many they are."""
         return self._named.get(name, {}).get((protocol, port), {})
 
-    def names(self, number: int) -> set[str]:
-        """The port names that an endpoint has."""
-        return set(self.ports.get(number, ()))
+    def _count_ports(self, endpoint: Endpoint, identity: int, uses: int) -> None:
+        for port in endpoint.ports:
+            held = self._named[port.name].setdefault((port.protocol, port.port), Counter())
+            held[identity] += uses
+            if not held[identity]:
+                del held[identity]
+            if not held:
+                del self._named[port.name][port.protocol, port.port]
+            if not self._named[port.name]:
+                del self._named[port.name]
 
-    def _count_ports(self, number: int, uses: int) -> None:
-        self._count_ports_of(self.identities[number], self.ports.get(number, {}), uses)
 
-    def _count_ports_of(self, identity: int, ports: NamedPorts, uses: int) -> None:
-        for name, numbers in ports.items():
-            for number in numbers:
-                counter = self._named[name].setdefault(number, Counter())
-                counter[identity] += uses
-                if not counter[identity]:
-                    del counter[identity]
-                if not counter:
-                    del self._named[name][number]
-            if not self._named[name]:
-                del self._named[name]
+def port_names(ports: Iterable[NamedPort]) -> PortNames:
+    """The (protocol, number) of each name."""
+    found: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for port in ports:
+        found[port.name].add((port.protocol, port.port))
+    return {name: frozenset(numbers) for name, numbers in found.items()}

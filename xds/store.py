@@ -42,17 +42,31 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
         with self._explained():
-            self._db = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, timeout=1.0
-            )
-            try:
-                self._open()
-            except BaseException:
-                self._db.close()
-                raise
+            self._open()
 
-    def _open(self) -> None:
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._connection or self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        self._connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=1.0
+        )
+        try:
+            self._check()
+        except BaseException:
+            self._close()
+            raise
+        return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _check(self) -> None:
         for setting in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
             self._db.execute(f"PRAGMA {setting}")
         # Takes the lock, which is then kept.
@@ -132,9 +146,12 @@ class SqliteStore:
             )
 
     def close(self) -> None:
-        """Close the file. It is complete at any moment, this only tidies up."""
+        """Let others have the file; it is opened again when there is something to do.
+
+        It is complete at any moment, closed or not.
+        """
         with self._lock:
-            self._db.close()
+            self._close()
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -145,8 +162,8 @@ class SqliteStore:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self._connection is not None and self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
 
     @contextmanager

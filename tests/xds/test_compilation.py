@@ -11,10 +11,10 @@ from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
 from proxylib.registry import get_parser_factory
 from tests.xds.conftest import example
-from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources, compile_resources
+from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources
 from xds.documents import load_policies
 from xds.endpoints import load_endpoints
-from xds.identity import Identities
+from xds.engine import Change, Engine
 from xds.source import DocumentError, read_documents
 
 ENDPOINTS = """
@@ -31,12 +31,18 @@ OUTSIDE = "192.0.2.1"
 
 def resources(policies: str, endpoints: str = ENDPOINTS) -> Resources:
     found = load_endpoints(read_documents("e.yaml", endpoints))
-    return compile_resources(
-        load_policies(read_documents("p.yaml", policies)),
-        found,
-        Identities(),
-        lambda endpoint: found.index(endpoint) + 1,
+    engine = Engine()
+    changes = engine.change(
+        Change(
+            policies={"p.yaml": load_policies(read_documents("p.yaml", policies))},
+            endpoints=dict(enumerate(found, 1)),
+        )
     )
+    hosts = (engine.hosts(identity) for identity in sorted(changes.hosts))
+    return {
+        NETWORK_POLICY: tuple(engine.resource(number) for number in engine.endpoints),
+        NETWORK_POLICY_HOSTS: tuple(resource for resource in hosts if resource is not None),
+    }
 
 
 class World:
