@@ -38,7 +38,8 @@ from xds.peers import Address, Peers, Resolve
 from xds.policy import Peer, Policy
 from xds.roster import Mode, Roster, SubjectKey, port_names
 from xds.selectors import SelectorCache
-from xds.source import MAX_PROBLEMS, DocumentError, Problem
+from xds.source import DocumentError, Problem
+from xds.yamltext import MAX_PROBLEMS
 
 
 @dataclass(frozen=True, slots=True)
