@@ -40,7 +40,7 @@ MAX_SHOWN = 32
 
 WILDCARD = "*"
 
-_WORD = re.compile(r"[\w./:*-]+")
+_WORD = re.compile(r"[\w./:=*-]+")
 
 
 class StreamError(ProxylibError):

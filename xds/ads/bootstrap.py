@@ -1,0 +1,111 @@
+"""The bootstrap of a node's Envoy: everything it needs to ask us for the rest.
+
+Pure functions over Envoy's own message types. `envoy_configs/node.yaml` is the same
+document for people; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Admin,
+    Bootstrap,
+    BootstrapDynamicResources,
+    BootstrapStaticResources,
+)
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
+    ApiConfigSource,
+    ApiConfigSourceApiType,
+    ApiVersion,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    Http2ProtocolOptions,
+    Node,
+)
+from envoy_data_plane.envoy.config.overload.v3 import OverloadManager, ResourceMonitor
+from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.v3 import (
+    DownstreamConnectionsConfig,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+)
+from envoy_data_plane.google.protobuf import Any
+
+from xds.ads.clusters import CONNECT_TIMEOUT, HTTP_OPTIONS, load_assignment, pipe
+from xds.ads.filters import ads_source
+
+CLUSTER = "xds"
+"""The cluster that is us."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBootstrap:
+    """One node's Envoy. incremental: which variant of ADS it speaks; state of the world
+    is for comparison, since only the incremental one says what is there already when it
+    reconnects. max_connections: accepted ones at a time, two descriptors each."""
+
+    node_id: str
+    xds_path: Path
+    admin_path: Path
+    incremental: bool = True
+    max_connections: int = 50_000
+
+
+def build(config: NodeBootstrap) -> Bootstrap:
+    """The whole document."""
+    kind = ApiConfigSourceApiType
+    return Bootstrap(
+        node=Node(id=config.node_id, cluster="proxylib"),
+        admin=Admin(address=pipe(config.admin_path, mode=0o600)),
+        dynamic_resources=BootstrapDynamicResources(
+            ads_config=ApiConfigSource(
+                api_type=kind.DELTA_GRPC if config.incremental else kind.GRPC,
+                transport_api_version=ApiVersion.V3,
+                grpc_services=[GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CLUSTER))],
+                set_node_on_first_message_only=True,
+            ),
+            lds_config=ads_source(),
+            cds_config=ads_source(),
+        ),
+        static_resources=BootstrapStaticResources(clusters=[_xds_cluster(pipe(config.xds_path))]),
+        overload_manager=connection_limit(config.max_connections),
+    )
+
+
+def to_json(bootstrap: Bootstrap) -> str:
+    """The document as Envoy reads it from a file whose name ends in .json."""
+    return json.dumps(bootstrap.to_dict(), indent=2) + "\n"
+
+
+def connection_limit(most: int) -> OverloadManager:
+    """Refuses connections beyond `most`, so that a flood cannot take all descriptors."""
+    limit = DownstreamConnectionsConfig(max_active_downstream_connections=most)
+    return OverloadManager(
+        resource_monitors=[
+            ResourceMonitor(
+                name="envoy.resource_monitors.global_downstream_max_connections",
+                typed_config=Any.pack(limit),
+            )
+        ]
+    )
+
+
+def _xds_cluster(where: Address) -> Cluster:
+    http2 = HttpProtocolOptions(
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
+            http2_protocol_options=Http2ProtocolOptions()
+        )
+    )
+    return Cluster(
+        name=CLUSTER,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=CONNECT_TIMEOUT,
+        typed_extension_protocol_options={HTTP_OPTIONS: Any.pack(http2)},
+        load_assignment=load_assignment(CLUSTER, [where]),
+    )
