@@ -163,7 +163,7 @@ class Proxy:
                             access_log_path=log_path.absolute(),
                             node_id=f"run-{os.getpid()}",
                             ingress=not config.egress,
-                            destination=upstream,
+                            destination=str(upstream),
                             parser_modules=config.parser.modules,
                             record=config.record,
                         ),

@@ -60,7 +60,7 @@ def command(parser: str, listen: Address, upstream: Address, folder: Path, egres
                 access_log_path=folder / "access_log.sock",
                 node_id=f"static-{choice.name}",
                 ingress=not egress,
-                destination=upstream,
+                destination=str(upstream),
                 parser_modules=choice.modules,
             ),
             listen=listen,

@@ -75,7 +75,7 @@ def test_the_library_s_configuration() -> None:
         'a "b"\n',
         ingress=False,
         policy_name="10.0.0.1",
-        destination=Address("::1", 5),
+        destination="[::1]:5",
         parser_modules=(Path("/a/b.py"),),
     )
     values = json.loads(full.to_json())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,6 +61,20 @@ CONNECT_FAILURE = "connect-failure:"
 
 
 @dataclass(frozen=True, slots=True)
+class RecordConfig:
+    """Where connections are recorded, a file each (proxylib.tap).
+
+    limit: bytes of each; connections: how many; redact: regular expressions of what
+    is made unreadable.
+    """
+
+    folder: Path
+    limit: int
+    connections: int
+    redact: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FilterConfig:
     """What the parser's filter is told; the JSON that the library reads.
 
@@ -76,6 +90,7 @@ class FilterConfig:
     policy_name: str = ""
     destination: str = ""
     parser_modules: tuple[Path, ...] = ()
+    record: RecordConfig | None = None
 
     def to_json(self) -> str:
         values: dict[str, object] = {
@@ -91,6 +106,8 @@ class FilterConfig:
             values["destination"] = self.destination
         if self.parser_modules:
             values["parser_modules"] = [str(path) for path in self.parser_modules]
+        if self.record is not None:
+            values["record"] = {**asdict(self.record), "folder": str(self.record.folder)}
         return json.dumps(values)
 
 
