@@ -13,7 +13,6 @@ from betterproto2 import Message
 from envoy_data_plane.envoy.config.core.v3 import DataSource, TransportSocket
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     DownstreamTlsContext,
     SdsSecretConfig,
@@ -34,10 +33,8 @@ HTTP_ALPN = ("h2", "http/1.1")
 
 @dataclass(frozen=True, slots=True)
 class TlsSecret:
-    """One secret: PEM texts. With a certificate it identifies; with trusted_ca it checks.
-
-    trusted_ca empty and no certificate: the system's own authorities are trusted.
-    """
+    """One secret: PEM texts. It either identifies, with a certificate and its key, or
+    tells whom to trust, with trusted_ca."""
 
     name: str
     certificate: bytes = b""
@@ -52,13 +49,15 @@ def read_secret(
     private_key: Path | None = None,
     trusted_ca: Path | None = None,
 ) -> TlsSecret:
-    """A TlsSecret from PEM files. Raises ConfigError, with the path, if one cannot be read."""
+    """A TlsSecret from PEM files: a certificate with its key, or trusted_ca.
+
+    Raises ConfigError for other combinations, and, with its path, for a file that
+    cannot be read.
+    """
     if (certificate is None) != (private_key is None):
-        raise ConfigError(
-            f"secret {name}: a certificate needs its private key, and it a certificate"
-        )
-    if certificate is not None and trusted_ca is not None:
-        raise ConfigError(f"secret {name}: a certificate and trusted_ca are two secrets")
+        raise ConfigError(f"secret {name}: a certificate and its private key come together")
+    if (certificate is None) == (trusted_ca is None):
+        raise ConfigError(f"secret {name}: either a certificate or trusted_ca")
     return TlsSecret(name, _read(certificate), _read(private_key), _read(trusted_ca))
 
 
@@ -70,12 +69,7 @@ def secret_message(secret: TlsSecret) -> Secret:
             private_key=DataSource(inline_bytes=secret.private_key),
         )
         return Secret(name=secret.name, tls_certificate=identity)
-    if secret.trusted_ca:
-        checks = CertificateValidationContext(trusted_ca=DataSource(inline_bytes=secret.trusted_ca))
-    else:
-        checks = CertificateValidationContext(
-            system_root_certs=CertificateValidationContextSystemRootCerts()
-        )
+    checks = CertificateValidationContext(trusted_ca=DataSource(inline_bytes=secret.trusted_ca))
     return Secret(name=secret.name, validation_context=checks)
 
 

@@ -1,0 +1,29 @@
+"""The bootstrap that a node's Envoy starts with, as a function and as a document to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
+from ruamel.yaml import YAML
+
+from tests.xds.ads.judge import refused
+from xds.ads.bootstrap import NodeBootstrap, build
+
+ROOT = Path(__file__).parents[3]
+RUN = Path("/run/proxylib")
+CONFIG = NodeBootstrap("node", RUN / "xds.sock", RUN / "admin.sock")
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_envoy_takes_it(tmp_path: Path, incremental: bool) -> None:
+    config = NodeBootstrap("n", tmp_path / "x.sock", tmp_path / "a.sock", incremental)
+    assert refused(build(config).to_dict(), tmp_path) == ""
+
+
+def test_the_document_to_read_says_the_same() -> None:
+    yaml = YAML(typ="safe")
+    yaml.version = (1, 1)  # as Envoy reads it: 0600 is octal
+    document = yaml.load((ROOT / "envoy_configs/node.yaml").read_text())
+    assert Bootstrap.from_dict(document).to_dict() == build(CONFIG).to_dict()
