@@ -7,9 +7,11 @@ of a document or raises DocumentError with everything that is wrong with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from xds import cilium, kubernetes
 from xds.policy import Policy
+from xds.quarantine import load_quarantined
 from xds.source import Document, DocumentError, Problem
 
 KINDS: dict[str, Callable[[Document], list[Policy]]] = {
@@ -20,18 +22,50 @@ KINDS: dict[str, Callable[[Document], list[Policy]]] = {
 """How to load each kind of document."""
 
 
+class Loaded(NamedTuple):
+    """What `load_closed` makes of documents.
+
+    quarantined: what is wrong with the rules that are closed now.
+    left_out: what is wrong with documents that are not among `policies` at all.
+    """
+
+    policies: list[Policy]
+    quarantined: list[Problem]
+    left_out: list[Problem]
+
+
 def load_policies(documents: Iterable[Document]) -> list[Policy]:
     """The policies of `documents`.
 
     Raises DocumentError with the problems of all of them, a name used twice
     (in one kind and namespace) included.
     """
+    policies, problems = _load_all(documents, load_document)
+    if problems:
+        raise DocumentError(problems)
+    return policies
+
+
+def load_closed(documents: Iterable[Document]) -> Loaded:
+    """The policies of documents that were good once: what is bad now fails closed, by itself.
+
+    For documents that are in force already (after a restart, without a parser that
+    was there); a change is to be loaded with `load_policies`.
+    """
+    policies, left_out = _load_all(documents, lambda d: load_quarantined(d, load_document))
+    rules = (rule for policy in policies for rule in (*policy.ingress, *policy.egress))
+    return Loaded(policies, [r.quarantined for r in rules if r.quarantined], left_out)
+
+
+def _load_all(
+    documents: Iterable[Document], load: Callable[[Document], list[Policy]]
+) -> tuple[list[Policy], list[Problem]]:
     policies: list[Policy] = []
     problems: list[Problem] = []
     names: dict[tuple[str, str, str], Document] = {}
     for document in documents:
         try:
-            found = load_document(document)
+            found = load(document)
         except DocumentError as error:
             problems += error.problems
             continue
@@ -41,10 +75,9 @@ def load_policies(documents: Iterable[Document]) -> list[Policy]:
             place = first.place(("metadata", "name"))
             message = f"{name!r} is the name of another policy: {place}"
             problems.append(document.problem(("metadata", "name"), message))
+            continue
         policies += found
-    if problems:
-        raise DocumentError(problems)
-    return policies
+    return policies, problems
 
 
 def load_document(document: Document) -> list[Policy]:
