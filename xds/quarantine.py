@@ -97,9 +97,9 @@ def _rules(value: Any) -> Iterator[Path]:
 
 def _closed(document: Document, path: Path, load: Load) -> dict[str, Any]:
     """The first of the rules to put at `path` that loads."""
-    *above, field, _ = path
-    candidates = list(_candidates(document.value, _get(document.value, path), str(field)))
-    spec = _get(document.value, tuple(above))
+    field = str(path[-2])
+    candidates = list(_candidates(document.value, _get(document.value, path), field))
+    spec = _get(document.value, path[:-2])
     subject = {name: spec[name] for name in _SUBJECTS if name in spec}
     head = {key: v for key, v in document.value.items() if key not in ("spec", "specs")}
     for candidate in candidates[:-1]:
@@ -135,7 +135,8 @@ def _candidates(document: Any, rule: Any, field: str) -> Iterator[dict[str, Any]
     if shape.REQUIRES in written and not unknown:
         yield {shape.REQUIRES: written[shape.REQUIRES]}
     # A field that nobody knows may be a requirement misspelt.
-    yield {shape.REQUIRES: [_NOBODY]} if unknown or shape.REQUIRES in written else {}
+    closed = bool(unknown) or shape.REQUIRES in written
+    yield {shape.REQUIRES: [_NOBODY]} if closed else {}
 
 
 def _get(value: Any, path: Path) -> Any:
