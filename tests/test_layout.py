@@ -49,6 +49,7 @@ NO_SOURCE = {
     "tests/docs": "README and docs",
     "tests/demos": "demos/, each a story and a test",
     "tests/integration": "everything, with real servers",
+    "tests/faults": "the sandbox, by parsers that misbehave",
     "tests/fuzz": "the parsers, by their corpora",
     "tests/benchmarks": "benchmarks/",
     "tests/parsers/cassandra": "parsers/cassandra, by its dialogues",

@@ -226,7 +226,7 @@ struct progress {
 static enum filter_result read_ops(struct connection *c, bool reply, bool failed,
                                    struct progress *at, struct op_list *out) {
   Py_ssize_t n_ops = PyList_GET_SIZE(c->ops);
-  const char *wrong = n_ops % 2 ? "an op without its length" : NULL;
+  const char *wrong = NULL;
   int64_t op = 0, n = 0;
   for (Py_ssize_t i = 0; i + 1 < n_ops; i += 2) {
     if (!read_op(c->ops, i, &op) || !read_op(c->ops, i + 1, &n)) {
@@ -260,6 +260,7 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
     }
     if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
   }
+  if (!wrong && n_ops % 2) wrong = "an op without its length";
   return wrong && !failed ? misbehaved(c, wrong, op, n) : RESULT_OK;
 }
 

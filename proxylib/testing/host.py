@@ -213,12 +213,22 @@ class Host:
         while True:
             ops: list[int] = []
             result = self.on_data(reply, end, [data] if data else [], ops)
-            pairs = list(zip(ops[::2], ops[1::2], strict=True))
+            pairs = list(zip(ops[::2], ops[1::2], strict=False))
             self.ops += pairs
+            terminal = False
             try:
-                data, terminal = self._apply(direction, reply, data, pairs)
-            except ParserError as error:
-                result = self.connection.panic(error)
+                for op, n in pairs:
+                    if result != FilterResult.OK and op not in (PASS, DROP, INJECT):
+                        break
+                    if terminal:
+                        raise ParserError("an op after a terminal op")
+                    data, terminal = self._apply(direction, reply, data, op, n)
+                if len(ops) % 2:
+                    raise ParserError("an op without its length")
+            except Exception as error:
+                # Of a call that has failed, what was decided before counts, as far as it can.
+                if result == FilterResult.OK:
+                    result = self.connection.panic(error)
             if result != FilterResult.OK:
                 self._fail(reply, data)
                 return
@@ -247,39 +257,35 @@ class Host:
         self.connection.close()
 
     def _apply(
-        self, direction: _Direction, reply: bool, data: bytes, pairs: list[tuple[int, int]]
+        self, direction: _Direction, reply: bool, data: bytes, op: int, n: int
     ) -> tuple[bytes, bool]:
-        buffer = self.connection.injected[reply]
-        terminal = False
-        for op, n in pairs:
-            if terminal:
-                raise ParserError("an op after a terminal op")
-            if n <= 0:
-                raise ParserError(f"op {op} with length {n}")
-            if op == MORE:
-                direction.need = len(data) + n
-                if direction.need > limits.MAX_HELD:
-                    raise ParserError(f"more than limits.MAX_HELD bytes wanted: {n}")
-                terminal = True
-            elif op == PASS:
-                direction.out += data[:n]
-                direction.passing = max(n - len(data), 0)
-                terminal = n > len(data)
-                data = data[n:]
-            elif op == DROP:
-                direction.dropping = max(n - len(data), 0)
-                terminal = n > len(data)
-                data = data[n:]
-            elif op == INJECT:
-                if n > len(buffer):
-                    raise ParserError(f"INJECT {n} of {len(buffer)} injected bytes")
-                direction.out += buffer[:n]
-                del buffer[:n]
-            elif op == ERROR:
-                if n == ErrorCode.CLOSE:
-                    self._close(reply)
-                    return data, True
-                raise ParserError(f"error code {n}")
-            else:
-                raise ParserError(f"unknown op {op}")
-        return data, terminal
+        """Carry out one op; returns the data left, and whether the op is terminal."""
+        if not (isinstance(op, int) and isinstance(n, int)):
+            raise TypeError(f"ops hold integers, not {op!r}, {n!r}")
+        if not 0 < n <= limits.MAX_OP_BYTES:
+            raise ParserError(f"op {op} with invalid length {n}")
+        if op == MORE:
+            direction.need = len(data) + n
+            if direction.need > limits.MAX_HELD:
+                raise ParserError(f"more than limits.MAX_HELD bytes wanted: {n}")
+            return data, True
+        if op == PASS:
+            direction.out += data[:n]
+            direction.passing = max(n - len(data), 0)
+            return data[n:], n > len(data)
+        if op == DROP:
+            direction.dropping = max(n - len(data), 0)
+            return data[n:], n > len(data)
+        if op == INJECT:
+            buffer = self.connection.injected[reply]
+            if n > len(buffer):
+                raise ParserError(f"INJECT {n} of {len(buffer)} injected bytes")
+            direction.out += buffer[:n]
+            del buffer[:n]
+            return data, False
+        if op == ERROR and n == ErrorCode.CLOSE:
+            self._close(reply)
+            return data, True
+        if op == ERROR:
+            raise ParserError(f"error code {n}")
+        raise ParserError(f"unknown op {op}")
