@@ -283,9 +283,9 @@ class Host:
             direction.out += buffer[:n]
             del buffer[:n]
             return data, False
-        if op == ERROR and n == ErrorCode.CLOSE:
-            self._close(reply)
-            return data, True
-        if op == ERROR:
+        if op != ERROR:
+            raise ParserError(f"unknown op {op}")
+        if n != ErrorCode.CLOSE:
             raise ParserError(f"error code {n}")
-        raise ParserError(f"unknown op {op}")
+        self._close(reply)
+        return data, True
