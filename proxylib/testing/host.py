@@ -260,7 +260,8 @@ class Host:
         self, direction: _Direction, reply: bool, data: bytes, op: int, n: int
     ) -> tuple[bytes, bool]:
         """Carry out one op; returns the data left, and whether the op is terminal."""
-        if not (isinstance(op, int) and isinstance(n, int)):
+        numbers: tuple[object, object] = (op, n)  # what a parser has said
+        if not all(isinstance(number, int) for number in numbers):
             raise TypeError(f"ops hold integers, not {op!r}, {n!r}")
         if not 0 < n <= limits.MAX_OP_BYTES:
             raise ParserError(f"op {op} with invalid length {n}")
