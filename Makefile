@@ -3,6 +3,7 @@
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 FUZZ_SECONDS ?= 60
+BENCH ?= all
 
 .PHONY: help setup demo demo-cassandra demo-kafka test lint proto lock fuzz soak bench clean
 
@@ -48,8 +49,9 @@ fuzz: setup  ## fuzz each parser for FUZZ_SECONDS (60)
 soak: setup  ## 1,000 panics, 100,000 connections: memory stays flat
 	$(PYTHON) -m benchmarks.soak
 
-bench: setup  ## Envoy's CPU and latency beside tcp_proxy; ns per call
-	$(PYTHON) -m benchmarks
+bench:  ## Envoy's CPU and latency beside tcp_proxy; BENCH=kafka (a protocol, calls ...): only this
+	@sh scripts/setup.sh servers
+	$(PYTHON) -m benchmarks --only $(BENCH)
 
 clean:  ## remove what was built, .venv included
 	rm -rf .venv build dist *.egg-info proxylib/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

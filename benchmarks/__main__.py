@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks import calls, proxying
+from benchmarks import calls, protocols, proxying
 from benchmarks.tools import need
+
+NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
 
 
 @click.command()
@@ -18,26 +20,41 @@ from benchmarks.tools import need
     "--rounds", default=5, show_default=True, help="Interleaved rounds to take the median of."
 )
 @click.option("--scale", default=1.0, show_default=True, help="How much traffic a round has.")
-@click.option("--only", type=click.Choice(["proxying", "calls"]), help="One table only.")
+@click.option(
+    "--only",
+    type=click.Choice(["all", "calls", "proxying", "protocols", *NAMES]),
+    default="all",
+    help="One table only, or the lines of one protocol.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def main(rounds: int, scale: float, only: str | None, as_json: bool) -> None:
-    """Measure the data path against Envoy's tcp_proxy, and the C ABI. About 2 minutes."""
+def main(rounds: int, scale: float, only: str, as_json: bool) -> None:
+    """Measure the data path against Envoy's tcp_proxy, and the C ABI. About 4 minutes."""
     for program in ("gcc", "memcached"):
         need(program)
+    found: dict[str, list[object]] = {}
     with tempfile.TemporaryDirectory(prefix="bench") as name:
         folder = Path(name)
-        call_rows = calls.measure(folder, int(200_000 * scale)) if only != "proxying" else []
-        if call_rows and not as_json:
-            click.echo(calls.show(call_rows) + "\n")
-        proxy_rows = proxying.measure(folder, rounds, scale) if only != "calls" else []
-        if proxy_rows and not as_json:
-            click.echo(proxying.show(proxy_rows))
+        if only in ("all", "calls"):
+            rows = calls.measure(folder, int(200_000 * scale))
+            found["calls"] = [*rows]
+            _show(calls.show(rows), as_json)
+        if only in ("all", "protocols", *NAMES):
+            wanted = [name for name in NAMES if only not in NAMES or name.startswith(only)]
+            lines = protocols.measure(folder, wanted, rounds, scale)
+            found["protocols"] = [*lines]
+            _show(protocols.show(lines), as_json)
+        if only in ("all", "proxying"):
+            loads = proxying.measure(folder, rounds, scale)
+            found["proxying"] = [*loads]
+            _show(proxying.show(loads), as_json)
     if as_json:
-        rows = {
-            "calls": [dataclasses.asdict(row) for row in call_rows],
-            "proxying": [dataclasses.asdict(row) for row in proxy_rows],
-        }
-        click.echo(json.dumps(rows))
+        tables = {name: [dataclasses.asdict(row) for row in rows] for name, rows in found.items()}
+        click.echo(json.dumps(tables))
+
+
+def _show(table: str, as_json: bool) -> None:
+    if not as_json:
+        click.echo(table + "\n")
 
 
 if __name__ == "__main__":

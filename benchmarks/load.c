@@ -1,13 +1,16 @@
-/* A load generator and an upstream that batches its replies.
+/* A load generator and an upstream that answers every request with the same bytes.
  *
- *   load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request
- *   load server ADDR PORT < reply
+ *   load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES [SEND EXPECT]... < bytes
+ *   load server ADDR PORT END [each] < reply
  *   load consumer PATH
  *
- * The client keeps DEPTH copies of the request in flight on each connection, with
- * the eight '#' of "########" replaced by a number that counts requests, and prints, as one JSON line, the requests done, the seconds, and the latency of a
- * round (DEPTH replies) in microseconds. The server answers each line that ends in
- * CRLF with the reply, all lines of one read in one write. The consumer reads an
+ * What the client sends stands in its input: for each SEND EXPECT that many bytes of
+ * greeting, after which it waits for so many bytes of answer; then a round of DEPTH
+ * requests, which it sends again and again on each connection, waiting for all replies in
+ * between. In a round, "########" is replaced by a number that counts, wherever it stands.
+ * It prints, as one JSON line, the requests done, the seconds, and the latency of a round
+ * in microseconds. The server answers each request, which ends in END, with the reply: all
+ * requests of one read in one write, or each in a write of its own. The consumer reads an
  * access-log socket and throws the entries away.
  */
 #define _GNU_SOURCE
@@ -63,7 +66,7 @@ struct peer {
   size_t unsent, unread; /* bytes of this round */
   size_t at;             /* how far the round's bytes are sent */
   double started;
-  char last; /* server: the byte before this read */
+  size_t matched; /* server: bytes of END at the end of what was read */
 };
 
 static int by_value(const void *a, const void *b) {
@@ -71,13 +74,24 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Writes the numbers of one round into its requests; see the head of the file. */
-static void number_round(char *request, size_t one_len, int depth, ptrdiff_t mark) {
+/* Writes the next numbers into a round; see the head of the file. */
+static void number_round(char *round, const size_t *marks, int count) {
   static unsigned number;
-  for (int i = 0; mark >= 0 && i < depth; i++) {
-    char *at = request + (size_t)i * one_len + mark;
+  for (int i = 0; i < count; i++) {
+    char *at = round + marks[i];
     unsigned n = number++ % 100000000;
     for (int digit = 7; digit >= 0; digit--, n /= 10) at[digit] = (char)('0' + n % 10);
+  }
+}
+
+/* Says each part of the greeting, and hears its answer. */
+static void greet(int fd, const char *greeting, int parts, char **sizes, char *buffer) {
+  size_t at = 0;
+  for (int i = 0; i < parts; i++) {
+    size_t said = (size_t)atol(sizes[2 * i]), heard = (size_t)atol(sizes[2 * i + 1]);
+    if (send(fd, greeting + at, said, MSG_NOSIGNAL) != (ssize_t)said) die("send");
+    if (heard && recv(fd, buffer, heard, MSG_WAITALL) != (ssize_t)heard) die("no greeting");
+    at += said;
   }
 }
 
@@ -90,26 +104,31 @@ static void send_round(struct peer *p, const char *data, size_t len) {
   }
 }
 
-static int client(char **argv) {
+static int client(int argc, char **argv) {
   struct sockaddr_in to = address(argv);
   int n = atoi(argv[2]), depth = atoi(argv[3]);
   long left = atol(argv[4]);
   size_t reply = (size_t)atol(argv[5]) * (size_t)depth;
-  char *one, *buffer = malloc(1 << 20);
-  size_t one_len = read_all(&one), len = one_len * (size_t)depth;
+  int parts = (argc - 6) / 2;
+  char *input, *buffer = malloc(1 << 20);
+  size_t len = read_all(&input), greeting = 0;
   struct peer *peers = calloc((size_t)n, sizeof *peers);
   long rounds = left / depth, started = 0, done = 0;
   double *latency = malloc(sizeof *latency * (size_t)(rounds + n));
   int poll = epoll_create1(0);
-  ptrdiff_t mark = -1;
+  for (int i = 0; i < parts; i++) greeting += (size_t)atol(argv[6 + 2 * i]);
+  const char *round = input + greeting;
+  len -= greeting;
+  size_t *marks = malloc(sizeof *marks * (len / 8 + 1));
+  int marked = 0;
+  for (const char *at = round; (at = memmem(at, len - (size_t)(at - round), "########", 8)); at += 8)
+    marks[marked++] = (size_t)(at - round);
   for (int i = 0; i < n; i++) {
-    char *request = peers[i].request = malloc(len + 1);
-    for (int k = 0; k < depth; k++) memcpy(request + (size_t)k * one_len, one, one_len);
-    request[len] = 0;
-    if (i == 0) mark = strstr(request, "########") ? strstr(request, "########") - request : -1;
+    peers[i].request = memcpy(malloc(len + 1), round, len);
     peers[i].fd = socket(AF_INET, SOCK_STREAM, 0);
     if (connect(peers[i].fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect");
     no_delay(peers[i].fd);
+    greet(peers[i].fd, input, parts, argv + 6, buffer);
     struct epoll_event e = {.events = EPOLLIN, .data.ptr = &peers[i]};
     epoll_ctl(poll, EPOLL_CTL_ADD, peers[i].fd, &e);
   }
@@ -117,7 +136,7 @@ static int client(char **argv) {
   for (int i = 0; i < n && started < rounds; i++, started++) {
     peers[i].started = now();
     peers[i].unread = reply;
-    number_round(peers[i].request, one_len, depth, mark);
+    number_round(peers[i].request, marks, marked);
     send_round(&peers[i], peers[i].request, len);
   }
   while (done < started) {
@@ -142,7 +161,7 @@ static int client(char **argv) {
         p->at = 0;
         p->unread = reply;
         p->started = now();
-        number_round(p->request, one_len, depth, mark);
+        number_round(p->request, marks, marked);
         send_round(p, p->request, len);
       }
     }
@@ -155,9 +174,9 @@ static int client(char **argv) {
 }
 
 /* Sends what a peer is owed; its bytes repeat the reply. */
-static void answer(struct peer *p, const char *replies, size_t reply_len, size_t replies_len) {
+static void answer(struct peer *p, const char *replies, size_t reply_len, size_t most) {
   while (p->unsent) {
-    size_t start = p->at % reply_len, n = replies_len - start;
+    size_t start = p->at % reply_len, n = most - start;
     if (n > p->unsent) n = p->unsent;
     ssize_t sent = send(p->fd, replies + start, n, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent <= 0) return;
@@ -166,7 +185,9 @@ static void answer(struct peer *p, const char *replies, size_t reply_len, size_t
   }
 }
 
-static void server(char **argv) {
+static void server(char **argv, int each) {
+  const char *end = argv[2];
+  size_t end_len = strlen(end);
   struct sockaddr_in at = address(argv);
   char *one, *buffer = malloc(1 << 16);
   size_t reply_len = read_all(&one), copies = 1 + (256 << 10) / reply_len;
@@ -199,12 +220,14 @@ static void server(char **argv) {
         }
         if (got <= 0) break;
         for (ssize_t k = 0; k < got; k++) {
-          if (buffer[k] == '\n' && p->last == '\r') p->unsent += reply_len;
-          p->last = buffer[k];
+          p->matched = buffer[k] == end[p->matched] ? p->matched + 1 : buffer[k] == end[0];
+          if (p->matched < end_len) continue;
+          p->unsent += reply_len;
+          p->matched = 0;
         }
-        answer(p, replies, reply_len, reply_len * copies);
+        answer(p, replies, reply_len, each ? reply_len : reply_len * copies);
       }
-      if (p) answer(p, replies, reply_len, reply_len * copies);
+      if (p) answer(p, replies, reply_len, each ? reply_len : reply_len * copies);
     }
   }
 }
@@ -223,11 +246,9 @@ static void consumer(const char *path) {
 }
 
 int main(int argc, char **argv) {
-  if (argc == 8 && !strcmp(argv[1], "client")) return client(argv + 2);
-  if (argc == 4 && !strcmp(argv[1], "server")) server(argv + 2);
+  if (argc >= 8 && argc % 2 == 0 && !strcmp(argv[1], "client")) return client(argc - 2, argv + 2);
+  if (argc >= 5 && argc <= 6 && !strcmp(argv[1], "server")) server(argv + 2, argc == 6);
   if (argc == 3 && !strcmp(argv[1], "consumer")) consumer(argv[2]);
-  fprintf(stderr, "usage: load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES < request\n"
-                  "       load server ADDR PORT < reply\n"
-                  "       load consumer PATH\n");
+  fprintf(stderr, "usage: see the head of load.c\n");
   return 2;
 }

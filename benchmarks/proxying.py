@@ -8,24 +8,22 @@ figures are medians, ratios are to tcp_proxy in the same round.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.tools import (
-    CLIENT,
     SERVER,
+    Sample,
+    Traffic,
     compile_tool,
     control_server,
-    cpu_ns,
     envoy,
-    free_port,
     memcached,
     process,
-    wait_port,
+    responder,
+    run_load,
 )
 
 VALUE = b"0123456789"
@@ -86,12 +84,10 @@ def loads(scale: float) -> list[Load]:
 def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
     """All variants under all loads."""
     tool = compile_tool("load", folder)
-    samples: dict[tuple[Load, str], list[tuple[float, float, float]]] = {}
+    samples: dict[tuple[Load, str], list[Sample]] = {}
     with ExitStack() as stack:
         enter = stack.enter_context
-        batching = free_port(SERVER)
-        enter(process(tool, "server", SERVER, str(batching), stdin=REPLY, log=folder / "s.log"))
-        wait_port(SERVER, batching)
+        batching = enter(responder(tool, folder, REPLY))
         real = enter(memcached(folder))
         fill(real)
         xds = enter(control_server(folder, "memcache", RULES))
@@ -114,7 +110,9 @@ def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
             for load in loads(scale if count else scale / 10):
                 for name in variants:
                     where = "memcached" if load.upstream != "batching" else "batching"
-                    sample = run(tool, *ports[where, name], load)
+                    pid, port = ports[where, name]
+                    traffic = Traffic(load.request * load.depth, load.depth, load.reply_bytes)
+                    sample = run_load(tool, traffic, load.connections, load.requests, port, pid)
                     if count:
                         samples.setdefault((load, name), []).append(sample)
     return summarize(samples)
@@ -129,29 +127,15 @@ def fill(port: int) -> None:
     client.close()
 
 
-def run(tool: Path, pid: int, port: int, load: Load) -> tuple[float, float, float]:
-    """CPU per request, p50 and p99 of a round, in microseconds."""
-    before = cpu_ns(pid)
-    done = subprocess.run(
-        [str(tool), "client", CLIENT, str(port)]
-        + [str(n) for n in (load.connections, load.depth, load.requests, load.reply_bytes)],
-        input=load.request,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{load}: {done.stderr.decode()}")
-    result = json.loads(done.stdout)
-    return (cpu_ns(pid) - before) / result["requests"] / 1e3, result["p50_us"], result["p99_us"]
-
-
-def summarize(samples: dict[tuple[Load, str], list[tuple[float, float, float]]]) -> list[Row]:
+def summarize(samples: dict[tuple[Load, str], list[Sample]]) -> list[Row]:
     rows = []
-    for (load, name), values in samples.items():
+    for (load, name), found in samples.items():
         base = samples[load, "tcp_proxy"]
-        ratios = [value[0] / other[0] for value, other in zip(values, base, strict=True)]
-        cpu, p50, p99 = (statistics.median(column) for column in zip(*values, strict=True))
+        ratios = [one.cpu_us / other.cpu_us for one, other in zip(found, base, strict=True)]
+        cpu, p50, p99 = (
+            statistics.median(getattr(one, what) for one in found)
+            for what in ("cpu_us", "p50_us", "p99_us")
+        )
         rows.append(Row(load.upstream, load.depth, name, cpu, statistics.median(ratios), p50, p99))
     return rows
 

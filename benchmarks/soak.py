@@ -16,14 +16,12 @@ import click
 
 from benchmarks.tools import (
     CLIENT,
-    SERVER,
     compile_tool,
     control_server,
     envoy,
-    free_port,
     process,
+    responder,
     rss_kib,
-    wait_port,
 )
 from proxylib.registry import load_parser_file
 
@@ -50,10 +48,8 @@ def soak(folder: Path, connections: int, panics: int) -> list[int]:
     load_parser_file(PARSER)
     with ExitStack() as stack:
         tool = compile_tool("load", folder)
-        upstream = free_port(SERVER)
         enter = stack.enter_context
-        enter(process(tool, "server", SERVER, str(upstream), stdin=REPLY, log=folder / "s.log"))
-        wait_port(SERVER, upstream)
+        upstream = enter(responder(tool, folder, REPLY))
         xds = enter(control_server(folder, "soak", [{"line": "^GOOD$"}]))
         sock = folder / "log.sock"
         enter(process(tool, "consumer", sock, log=folder / "c.log"))

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,68 @@ def free_port(address: str) -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a load client sends, and how much it gets back.
+
+    round: `depth` requests, as bytes; reply_bytes: of one reply. greeting: what begins a
+    connection, and how many bytes answer it.
+    """
+
+    round: bytes
+    depth: int
+    reply_bytes: int
+    greeting: tuple[tuple[bytes, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One turn of a load client: the proxy's CPU per request and latencies, microseconds."""
+
+    cpu_us: float
+    p50_us: float
+    p99_us: float
+    per_second: float
+
+
+def run_load(
+    tool: Path, traffic: Traffic, connections: int, requests: int, port: int, pid: int
+) -> Sample:
+    """Send `requests` through CLIENT:port; pid: whose CPU time is taken."""
+    numbers = [connections, traffic.depth, requests, traffic.reply_bytes]
+    for said, heard in traffic.greeting:
+        numbers += [len(said), heard]
+    before = cpu_ns(pid)
+    done = subprocess.run(
+        [str(tool), "client", CLIENT, str(port), *map(str, numbers)],
+        input=b"".join(said for said, _ in traffic.greeting) + traffic.round,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode:
+        raise RuntimeError(f"load at port {port}: {done.stderr.decode()}")
+    result = json.loads(done.stdout)
+    return Sample(
+        (cpu_ns(pid) - before) / result["requests"] / 1e3,
+        result["p50_us"],
+        result["p99_us"],
+        result["requests"] / result["seconds"],
+    )
+
+
+@contextmanager
+def responder(
+    tool: Path, folder: Path, reply: bytes, end: str = "\r\n", *, each: bool = False
+) -> Iterator[int]:
+    """The C upstream; each: it writes every reply by itself. Gives its port."""
+    port = free_port(SERVER)
+    command = [tool, "server", SERVER, str(port), end, *(["each"] if each else [])]
+    with process(*command, stdin=reply, log=folder / f"responder-{port}.log"):
+        wait_port(SERVER, port)
+        yield port
 
 
 @contextmanager

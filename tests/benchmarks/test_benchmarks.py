@@ -9,8 +9,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks import calls, proxying
+import pytest
+
+from benchmarks import calls, protocols, proxying
+from demos.servers import cassandra, kafka, maven
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,12 +32,39 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-def test_bench() -> None:
-    rows = json.loads(run("benchmarks", "--rounds", "1", "--scale", "0.02", "--json"))
-    assert [row["name"] for row in rows["calls"]] == [case[0] for case in calls.CASES]
-    measured = {(row["upstream"], row["depth"], row["variant"]) for row in rows["proxying"]}
+def bench(only: str) -> list[dict[str, Any]]:
+    """The rows of one table."""
+    said = run("benchmarks", "--rounds", "1", "--scale", "0.02", "--json", "--only", only)
+    (rows,) = json.loads(said).values()
+    return list(rows)
+
+
+def test_calls() -> None:
+    assert [row["name"] for row in bench("calls")] == [case[0] for case in calls.CASES]
+
+
+def test_proxying() -> None:
+    rows = bench("proxying")
+    measured = {(row["upstream"], row["depth"], row["variant"]) for row in rows}
     assert set(proxying.REACH) < measured
-    assert all(row["cpu_us"] > 0 for row in rows["proxying"])
+    assert all(row["cpu_us"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(600)  # the first run downloads the jars
+@pytest.mark.parametrize("name", ["r2d2", "memcache", "cassandra", "kafka"])
+def test_a_line_per_protocol(name: str) -> None:
+    if name == "cassandra":
+        maven.jars(*cassandra.ARTIFACTS)
+    if name == "kafka":
+        maven.jars(*kafka.artifacts(kafka.NEW))
+    rows = bench(name)
+    wanted = [item for item in protocols.PROTOCOLS if item.name.startswith(name)]
+    measured = {(row["protocol"], row["depth"], row["variant"]) for row in rows}
+    for item in wanted:
+        for depth in item.depths:
+            for variant in ("tcp_proxy", item.parser, f"{item.parser}, log"):
+                assert (item.name, depth, variant) in measured
+    assert all(row["cpu_us"] > 0 and row["per_second"] > 0 for row in rows)
 
 
 def test_soak() -> None:
