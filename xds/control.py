@@ -204,6 +204,11 @@ class ControlServer:
         return self._engine
 
     @property
+    def discovery(self) -> DiscoveryServer:
+        """The server of the streams, for whoever publishes Envoy's own resources (xds.ads)."""
+        return self._server
+
+    @property
     def loaded(self) -> Loaded:
         """What is being served: policies, endpoints (extra ones too), resources, warnings."""
         return self._loaded
