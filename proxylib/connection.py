@@ -8,6 +8,7 @@ the connection.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from proxylib import limits
@@ -49,6 +50,7 @@ class Connection:
     __slots__ = (
         "_decision",
         "_matcher",
+        "_plain_log",
         "_policy",
         "batch",
         "breaker",
@@ -60,6 +62,7 @@ class Connection:
         "instance",
         "log",
         "on_error",
+        "open_audit_log",
         "panicked",
         "parser",
         "parser_name",
@@ -111,6 +114,8 @@ class Connection:
         self.log = log
         """``log(entry_type, fields, proto="")`` writes an access-log entry with the
         properties of a message. An attribute, not a method: natively it is C."""
+        self.open_audit_log: Callable[[], LogStream] | None = None
+        """Opens the log of what would be denied without audit mode; None: `log` is it."""
         self.settings = settings
         self.on_error = settings.on_error
         self.budget = _nanoseconds(settings.time_budget or limits.TIME_BUDGET)
@@ -120,6 +125,8 @@ class Connection:
         self.unparsed = False
         """True if everything passes without a parser, since that is taken out."""
         self._policy: PolicyMap | None = None
+        self._plain_log: LogStream | None = None
+        """`log` as it was, while the policy is in audit mode."""
 
     def create(self, factory: ParserFactory) -> FilterResult:
         """Have `factory` make the parser. Done once, by the engine."""
@@ -190,6 +197,13 @@ class Connection:
         )
         self._matcher = self._decision.matcher
         self._policy = policy
+        would = self._decision.would
+        if would is not None:
+            self._plain_log = self._plain_log or self.log
+            audit_log = self._plain_log if self.open_audit_log is None else self.open_audit_log()
+            self._matcher, self.log = audited(self._matcher, would, self._plain_log, audit_log)
+        elif self._plain_log is not None:
+            self.log, self._plain_log = self._plain_log, None
 
     # What hosts use.
 
@@ -308,6 +322,29 @@ class Connection:
     def __repr__(self) -> str:
         arrow = "ingress" if self.ingress else "egress"
         return f"<Connection {self.parser_name} {arrow} {self.src_addr} -> {self.dst_addr}>"
+
+
+def audited(
+    matcher: Matcher, would: Matcher, log: LogStream, audit_log: LogStream
+) -> tuple[Matcher, LogStream]:
+    """A matcher and a log of audit mode: both do what `matcher` and `log` do, but the
+    entry of a request that `would` denies goes to `audit_log`."""
+    marked = False
+
+    def judge(message: Properties) -> bool:
+        nonlocal marked
+        verdict = matcher(message)
+        if verdict and not would(message):
+            marked = True
+        return verdict
+
+    def write(entry_type: int, fields: Properties, proto: str = "", /) -> None:
+        nonlocal marked
+        chosen = audit_log if marked and entry_type == EntryType.Request else log
+        marked = False
+        chosen(entry_type, fields, proto)
+
+    return judge, write
 
 
 def advance(data: list[bytes], n: int) -> list[bytes]:

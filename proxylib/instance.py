@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from proxylib import npds
@@ -150,7 +151,9 @@ class Instance:
             settings=settings,
         )
         if self.log is not None:
-            connection.log = self.log.stream(log_prefix(connection), parser)
+            prefix = log_prefix(connection)
+            connection.log = self.log.stream(prefix, parser)
+            connection.open_audit_log = partial(self.log.stream, prefix + _AUDIT, parser)
         if not connection.breaker.admits():
             return self._without_parser(connection)
         result = connection.create(factory)
@@ -168,6 +171,10 @@ class Instance:
 
 def no_log(entry_type: int, fields: Properties, proto: str = "", /) -> None:
     """The log of an instance without an access-log path."""
+
+
+_AUDIT = accesslog.LogEntry(audit=True).SerializeToString()
+"""What the prefix of an entry has besides if it passes in audit mode only."""
 
 
 def log_prefix(connection: Connection) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from proxylib.errors import PolicyError, RegistrationError, RuleError
@@ -37,16 +37,20 @@ HTTP = "http"
 
 FindFactory = Callable[[str], RuleSource | None]
 
-_MAX_DECISIONS = 1 << 16
-"""Cached decisions per map: endpoints x ports x remotes in use at a time."""
+_MAX_DECISIONS = 1 << 13
+"""Cached decisions per endpoint: ports x remotes in use at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy says about a connection. `reason` tells why nothing can pass."""
+    """What the policy says about a connection. `reason` tells why nothing can pass.
+
+    would: what would be in force if nothing were in audit mode; None: the same.
+    """
 
     matcher: Matcher
     reason: str = ""
+    would: Matcher | None = None
 
     @property
     def denied(self) -> bool:
@@ -85,55 +89,47 @@ class PortPolicy:
         return self.port == 0 or self.port <= port <= (self.end_port or self.port)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EndpointPolicy:
-    """One endpoint's policy, compiled from one resource."""
+    """One endpoint's policy, compiled from one resource. Immutable but for its caches.
+
+    name: as error messages call it. settled: False if a rule is closed for want of
+    its parser, which may be loaded later. audit: what would be in force if nothing
+    were in audit mode; None: nothing is.
+    """
 
     ingress: tuple[PortPolicy, ...]
     egress: tuple[PortPolicy, ...]
-
-    @property
-    def settled(self) -> bool:
-        """False if a rule is closed for want of its parser, which may be loaded later."""
-        return not any(r.closed for port in self.ingress + self.egress for r in port.rules)
-
-
-@dataclass(eq=False)
-class PolicyMap:
-    """Every endpoint's policy at one version. Immutable but for its cache."""
-
-    version: str = ""
-    endpoints: dict[str, EndpointPolicy] = field(default_factory=dict)
-    compiled: dict[bytes, EndpointPolicy] = field(default_factory=dict)
-    """By serialized resource, so that the next version recompiles only what changed."""
-    _decisions: dict[tuple[str, bool, int, int, str], Decision] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
+    name: str = ""
+    settled: bool = True
+    audit: EndpointPolicy | None = None
+    # They live as long as the resource does not change, whatever else does.
+    _decisions: dict[tuple[bool, int, int, str], Decision] = field(default_factory=dict)
     _matchers: dict[tuple[tuple[Rule, ...], str], Matcher] = field(default_factory=dict)
 
-    def decide(
-        self, policy_name: str, *, ingress: bool, port: int, remote: int, parser: str
-    ) -> Decision:
+    def decide(self, *, ingress: bool, port: int, remote: int, parser: str) -> Decision:
         """The decision for a connection. Fails closed, with a reason."""
-        key = (policy_name, ingress, port, remote, parser)
+        key = (ingress, port, remote, parser)
         decision = self._decisions.get(key)
         if decision is None:
             if len(self._decisions) >= _MAX_DECISIONS:
                 self._decisions.clear()
-            decision = self._decisions[key] = self._decide(*key)
+            decision = self._decide(*key)
+            if self.audit is not None and not decision.denied:
+                would = self.audit.decide(ingress=ingress, port=port, remote=remote, parser=parser)
+                decision = replace(decision, would=would.matcher)
+            self._decisions[key] = decision
         return decision
 
-    def _decide(
-        self, policy_name: str, ingress: bool, port: int, remote: int, parser: str
-    ) -> Decision:
-        endpoint = self.endpoints.get(policy_name)
-        if endpoint is None:
-            return Decision(never, f"no policy for endpoint {policy_name or '(none)'}")
+    def _decide(self, ingress: bool, port: int, remote: int, parser: str) -> Decision:
         direction = "ingress" if ingress else "egress"
-        ports = endpoint.ingress if ingress else endpoint.egress
-        rules = [rule for entry in ports if entry.covers(port) for rule in entry.rules]
-        if not any(entry.covers(port) for entry in ports):
+        covering = [p for p in (self.ingress if ingress else self.egress) if p.covers(port)]
+        if not covering:
             return Decision(never, f"no {direction} policy for port {port}")
+        rules = [rule for entry in covering for rule in entry.rules]
         # An entry without rules allows everybody.
-        if any(entry.covers(port) and not entry.rules for entry in ports):
+        if not all(entry.rules for entry in covering):
             rules.append(Rule(frozenset()))
         closed = next((rule.closed for rule in rules if rule.closed), "")
         if closed:
@@ -152,8 +148,29 @@ class PolicyMap:
         key = (rules, parser)
         matcher = self._matchers.get(key)
         if matcher is None:
+            if len(self._matchers) >= _MAX_DECISIONS:
+                self._matchers.clear()
             matcher = self._matchers[key] = _compile_l7(rules, parser)
         return matcher
+
+
+@dataclass(eq=False)
+class PolicyMap:
+    """Every endpoint's policy at one version."""
+
+    version: str = ""
+    endpoints: dict[str, EndpointPolicy] = field(default_factory=dict)
+    compiled: dict[bytes, EndpointPolicy] = field(default_factory=dict)
+    """By serialized resource, so that the next version recompiles only what changed."""
+
+    def decide(
+        self, policy_name: str, *, ingress: bool, port: int, remote: int, parser: str
+    ) -> Decision:
+        """The decision for a connection. Fails closed, with a reason."""
+        endpoint = self.endpoints.get(policy_name)
+        if endpoint is None:
+            return Decision(never, f"no policy for endpoint {policy_name or '(none)'}")
+        return endpoint.decide(ingress=ingress, port=port, remote=remote, parser=parser)
 
 
 def _top_tier(rules: Sequence[Rule], remote: int) -> tuple[Rule, ...]:
@@ -208,34 +225,42 @@ def compile_policies(
     compiled: dict[bytes, EndpointPolicy] = {}
     endpoints: dict[str, EndpointPolicy] = {}
     for resource in resources:
-        policy = npds.NetworkPolicy()
-        try:
-            policy.ParseFromString(resource)
-        except Exception as error:
-            raise PolicyError(f"not a cilium.NetworkPolicy: {error}") from error
-        ips = list(policy.endpoint_ips)
-        where = f"endpoint {policy.endpoint_id} ({', '.join(ips)})"
-        if not 1 <= len(ips) <= 2 or not all(ips):
-            raise PolicyError(f"{where}: endpoint_ips must be one or two addresses")
         endpoint = known.get(resource)
         if endpoint is None or not endpoint.settled:
-            endpoint = _compile_endpoint(policy, where, find_factory, secrets)
+            endpoint = _compile_endpoint(resource, find_factory, secrets)
         compiled[resource] = endpoint
-        for ip in ips:
+        for ip in endpoint.addresses:
             if ip in endpoints:
-                raise PolicyError(f"{where}: {ip} has a policy already")
+                raise PolicyError(f"{endpoint.name}: {ip} has a policy already")
             endpoints[ip] = endpoint
     return PolicyMap(version, endpoints, compiled)
 
 
 def _compile_endpoint(
-    policy: npds.NetworkPolicy, where: str, find_factory: FindFactory, secrets: Secrets
+    resource: bytes, find_factory: FindFactory, secrets: Secrets
 ) -> EndpointPolicy:
-    ingress, egress = policy.ingress_per_port_policies, policy.egress_per_port_policies
-    return EndpointPolicy(
-        _compile_ports(ingress, f"{where}: ingress", find_factory, secrets),
-        _compile_ports(egress, f"{where}: egress", find_factory, secrets),
-    )
+    policy = npds.NetworkPolicy()
+    try:
+        policy.ParseFromString(resource)
+    except Exception as error:
+        raise PolicyError(f"not a cilium.NetworkPolicy: {error}") from error
+    ips = tuple(policy.endpoint_ips)
+    name = f"endpoint {policy.endpoint_id} ({', '.join(ips)})"
+    if not 1 <= len(ips) <= 2 or not all(ips):
+        raise PolicyError(f"{name}: endpoint_ips must be one or two addresses")
+
+    def compiled(
+        of: npds.NetworkPolicy | npds.AuditPolicy, where: str, audit: EndpointPolicy | None
+    ) -> EndpointPolicy:
+        into, out_of = of.ingress_per_port_policies, of.egress_per_port_policies
+        ingress = _compile_ports(into, f"{where}: ingress", find_factory, secrets)
+        egress = _compile_ports(out_of, f"{where}: egress", find_factory, secrets)
+        settled = not any(rule.closed for port in ingress + egress for rule in port.rules)
+        settled = settled and (audit is None or audit.settled)
+        return EndpointPolicy(ingress, egress, ips, name, settled, audit)
+
+    audit = compiled(policy.audit, f"{name}: audit", None) if policy.HasField("audit") else None
+    return compiled(policy, name, audit)
 
 
 def _compile_ports(

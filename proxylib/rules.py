@@ -190,7 +190,10 @@ Alternative = list[tuple[Field, str]]
 
 
 def _any_of(alternatives: list[Alternative], deny: bool) -> Matcher:
-    """Alternatives split by their first exact key, so that a look-up stays one dict access."""
+    """Alternatives split by their first exact key, so that a look-up stays one dict access.
+
+    Those without that key are asked beside the bucket, not copied into each.
+    """
     if not alternatives:
         return never
     if any(not alternative for alternative in alternatives):
@@ -208,19 +211,24 @@ def _any_of(alternatives: list[Alternative], deny: bool) -> Matcher:
             buckets[value].append([(f, v) for f, v in alternative if f is not exact])
     table: dict[Value, Matcher] = {}
     for value, bucket in buckets.items():
-        matcher = _any_of(bucket + rest, deny)
-        table[value] = table[value.encode()] = matcher
-    default = _any_of(rest, deny)
-    several = _residual(alternatives, deny)
+        table[value] = table[value.encode()] = _any_of(bucket, deny)
+    others = _any_of(rest, deny)
     key = exact.of
+    several: list[Matcher] = []
 
     def match(message: Properties) -> bool:
         value = message[key]
         if type(value) is not bytes:
             if not isinstance(value, (str, int)):
-                return several(message)
+                # Several values may be in several buckets. It is rare, so made when it comes.
+                if not several:
+                    several.append(_residual(alternatives, deny))
+                return several[0](message)
             value = str(value)
-        return table.get(value, default)(message)
+        matcher = table.get(value)
+        if matcher is None:
+            return others(message)
+        return matcher(message) or others(message)
 
     return match
 

@@ -49,7 +49,8 @@ def entry_to_json(entry: LogEntry) -> dict[str, Any]:
     """The entry as plain JSON values; every key is always there.
 
     time: ISO 8601, UTC, nanoseconds. type: request, response, denied, report.
-    verdict: allowed or denied; null in a report. fields: of the protocol, all
+    verdict: allowed or denied; null in a report. audit: it would be denied, but for
+    audit mode. fields: of the protocol, all
     text but HTTP's headers and Kafka's topics, which are lists, and numbers.
     """
     report = is_report(entry)
@@ -59,6 +60,7 @@ def entry_to_json(entry: LogEntry) -> dict[str, Any]:
         "time": _time(entry.timestamp),
         "type": "report" if report else kind,
         "verdict": None if report else _verdict(entry),
+        "audit": entry.audit,
         "direction": "ingress" if entry.is_ingress else "egress",
         "policy": entry.policy_name,
         "rule": entry.cilium_rule_ref,
@@ -84,7 +86,7 @@ def entry_to_text(entry: LogEntry, paint: Paint = lambda text, role: text) -> st
     source = _peer(entry.source_address, entry.source_security_id)
     destination = _peer(entry.destination_address, entry.destination_security_id)
     details = " ".join(f"{_safe(key)}={_quoted(value)}" for key, value in fields.items())
-    head = paint(f"{kind.upper():8}", verdict)
+    head = paint(f"{'AUDIT' if entry.audit else kind.upper():8}", verdict)
     return f"{clock} {head} {source} -> {destination} {_safe(proto)} {details}".rstrip()
 
 

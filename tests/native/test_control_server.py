@@ -30,6 +30,37 @@ spec:
 """
 
 
+def test_audit_mode_passes_and_tells(host_program: Path, tmp_path: Path) -> None:
+    endpoints = ENDPOINTS.replace("{app: droid}", "{app: droid}, audit: true")
+    control = ControlServer(tmp_path / "xds.sock")
+    control.start()
+    control.set_documents({"p": POLICY.format(cmd="HALT")}, endpoints)
+    log = LogSocket(tmp_path / "log.sock")
+    process = HostProcess(host_program, tmp_path / "stderr")
+    both = b"HALT\r\nRESET\r\n"
+    try:
+        instance = process.open_module(
+            [("xds-path", str(tmp_path / "xds.sock")), ("access-log-path", str(log.path))]
+        )
+        identities = {text: number for number, text in control.status().identities.items()}
+        pilot = identities["unspec:app=pilot"]
+        process.new_connection(instance, 0, "r2d2", policy_name="10.0.0.1", src_id=pilot)
+        assert process.io(0, False, False, both).out == (both, b"")
+        entries = [
+            log.wait(lambda e, c=c: e.generic_l7.fields["cmd"] == c, c) for c in ("HALT", "RESET")
+        ]
+        assert [(e.entry_type, e.audit) for e in entries] == [(0, False), (0, True)]
+
+        control.set_documents({"p": POLICY.format(cmd="HALT")}, ENDPOINTS)
+        wait_for(lambda: process.io(0, False, False, both).out == (both[:6], b"ERROR\r\n"), "force")
+        last = log.wait(lambda e: e.entry_type == 2, "a denial")
+        assert not last.audit
+    finally:
+        process.kill()
+        control.stop()
+        log.close()
+
+
 def test_yaml_to_verdicts(host_program: Path, tmp_path: Path) -> None:
     policy, endpoints = tmp_path / "policy.yaml", tmp_path / "endpoints.yaml"
     policy.write_text(POLICY.format(cmd="HALT"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -267,3 +267,23 @@ def test_advance_is_slicing(chunks: list[bytes], n: int) -> None:
 
 def test_repr_tells_who_talks_to_whom() -> None:
     assert repr(make()) == "<Connection r2d2 ingress 10.0.0.2:1 -> 10.0.0.1:80>"
+
+
+def test_audit_mode_marks_what_would_be_denied() -> None:
+    plain, audit = Log(), Log()
+    instance = Instance(policy_map("r2d2", None))
+    endpoint = instance.policy.endpoints["10.0.0.1"]
+    halt_only = policy_map("r2d2", [{"cmd": "HALT"}]).endpoints["10.0.0.1"]
+    instance.policy.endpoints["10.0.0.1"] = replace(endpoint, audit=halt_only)
+    connection = make(plain, instance)
+    connection.open_audit_log = lambda: audit
+    halt, reset = {"cmd": b"HALT", "file": b""}, {"cmd": b"RESET", "file": b""}
+    matches, log = connection.matcher, connection.log
+    for message in (halt, reset, halt):
+        assert matches(message)
+        log(EntryType.Request, message)
+    assert [fields["cmd"] for _, fields, _ in plain.entries] == [b"HALT", b"HALT"]
+    assert [fields["cmd"] for _, fields, _ in audit.entries] == [b"RESET"]
+    instance.policy = policy_map("r2d2", None)
+    assert connection.matches(reset)
+    assert connection.log is plain, "the log costs nothing more when the audit is over"

@@ -8,9 +8,10 @@ from google.protobuf import text_format
 from proxylib import Message
 from proxylib.errors import PolicyError, RegistrationError
 from proxylib.parser import ParserFactory
-from proxylib.policy import PolicyMap, compile_policies
+from proxylib.policy import Decision, PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
 from proxylib.registry import get_parser_factory
+from proxylib.rules import never
 
 IP = 'endpoint_ips: "10.0.0.1" endpoint_id: 7 '
 
@@ -216,7 +217,7 @@ def test_decision_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = compiled("port: 80 rules { remote_policies: 3 }")
     for remote in range(100):
         assert allows(policy, remote=remote) is (remote == 3)
-    assert len(policy._decisions) <= 10
+    assert len(policy.endpoints["10.0.0.1"]._decisions) <= 10
 
 
 def kafka(rules: str) -> PolicyMap:
@@ -271,3 +272,38 @@ def test_a_parser_that_does_not_load_closes_only_its_own_port() -> None:
     decision = policy.decide("10.0.0.1", **where)  # type: ignore[arg-type]
     assert decision.reason == "broken: ImportError: no such module"
     assert not policy.decide("10.0.0.2", **where).denied  # type: ignore[arg-type]
+
+
+AUDIT = """
+ingress_per_port_policies { port: 80 rules { l7_proto: "r2d2" } }
+ingress_per_port_policies { port: 81 rules { remote_policies: 5 } }
+audit { ingress_per_port_policies { port: 80 %s } }
+"""
+
+
+def test_audit_mode_tells_what_would_be_denied() -> None:
+    text = IP + AUDIT % r2d2("HALT")
+    policy = compile_policies([resource(text)], get_parser_factory)
+
+    def decide(port: int, remote: int = 1) -> Decision:
+        return policy.decide("10.0.0.1", ingress=True, port=port, remote=remote, parser="r2d2")
+
+    judged = decide(80)
+    assert judged.would is not None
+    for cmd in (b"HALT", b"RESET"):
+        assert judged.matcher({"cmd": cmd, "file": b""}), "all of it passes"
+        assert judged.would({"cmd": cmd, "file": b""}) is (cmd == b"HALT")
+    assert decide(81, remote=5).would is never, "nothing would open the port"
+    denied = decide(81)
+    assert denied.denied
+    assert denied.would is None, "what is denied in any case is no news"
+
+
+def test_what_waits_for_a_parser_in_audit_mode_is_compiled_again() -> None:
+    rule = 'rules { l7_proto: "to.come" l7_rules {} }'
+    text = resource(IP + AUDIT % rule)
+    waiting = compile_policies([text], lambda name: None)
+    assert not waiting.endpoints["10.0.0.1"].settled
+    factory = get_parser_factory("r2d2")
+    later = compile_policies([text], lambda name: factory, previous=waiting)
+    assert later.endpoints["10.0.0.1"].settled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,3 +224,26 @@ def test_a_value_of_a_wrong_type_never_slips_by(
     matcher = Rule.compile([Rule({"tag": "bad"})], deny=deny)
     with pytest.raises(TypeError, match="property 'tag'"):
         matcher({"tag": value})  # type: ignore[dict-item]
+
+
+def test_rules_without_the_exact_key_are_not_copied_to_every_value_of_it() -> None:
+    compiled: list[int] = []
+
+    class Counting(Prefix):
+        def test(self, values: Sequence[str], deny: bool) -> Callable[[bytes], bool]:
+            compiled.append(len(values))
+            return super().test(values, deny)
+
+    class Counted(L7Rule):
+        name = Exact()
+        path = Counting()
+
+    rules = [{"name": str(n), "path": "/a"} for n in range(100)]
+    rules += [{"path": f"/{n}"} for n in range(100)]
+    match = Counted.compile([Counted(pairs) for pairs in rules])
+    assert sum(compiled) == 200
+    assert match({"name": b"7", "path": b"/a/b"})
+    assert match({"name": b"7", "path": b"/99x"})
+    assert match({"name": b"none", "path": b"/42"})
+    assert not match({"name": b"none", "path": b"/a"})
+    assert match({"name": (b"7",), "path": b"/a"}), "several values are asked one by one"

@@ -40,6 +40,7 @@ def test_the_json_form() -> None:
         "time": "2023-11-14T22:13:20.123456789Z",
         "type": "denied",
         "verdict": "denied",
+        "audit": False,
         "direction": "ingress",
         "policy": "127.0.0.1",
         "rule": "",
@@ -136,3 +137,10 @@ def test_whatever_decodes_can_be_shown(packet: bytes) -> None:
 def test_any_text_is_one_printable_line(entry: LogEntry) -> None:
     assert entry_to_text(entry).isprintable()
     json.dumps(entry_to_json(entry))
+
+
+def test_audit_mode_is_told() -> None:
+    entry = LogEntry(entry_type=EntryType.Request, audit=True)
+    entry.generic_l7.proto = "r2d2"
+    assert entry_to_json(entry)["audit"] is True
+    assert " AUDIT " in entry_to_text(entry)
