@@ -8,6 +8,7 @@ the connection.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,10 +33,14 @@ MAX_OPS = 16
 class LogStream(Protocol):
     """The access log of one connection.
 
-    proto: the protocol's name in the entry; empty for the parser's own.
+    proto: the protocol's name in the entry; empty for the parser's own. Given as "http" or
+    "kafka" it makes an HttpLogEntry or KafkaLogEntry of the fields that these have
+    (docs/http.md). latency: of a response, nanoseconds since its request; 0 if unknown.
     """
 
-    def __call__(self, entry_type: int, fields: Properties, proto: str = "", /) -> None: ...
+    def __call__(
+        self, entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /
+    ) -> None: ...
 
 
 class ConnectionInstance(Protocol):
@@ -61,6 +66,7 @@ class Connection:
         "injected",
         "instance",
         "log",
+        "monotonic_ns",
         "on_error",
         "open_audit_log",
         "panicked",
@@ -112,8 +118,10 @@ class Connection:
         self.parser: Parser | None = None
         self.batch = False
         self.log = log
-        """``log(entry_type, fields, proto="")`` writes an access-log entry with the
-        properties of a message. An attribute, not a method: natively it is C."""
+        """``log(entry_type, fields, proto="", latency=0)`` writes an access-log entry with
+        the properties of a message. An attribute, not a method: natively it is C."""
+        self.monotonic_ns = time.monotonic_ns
+        """The clock for latencies, nanoseconds."""
         self.open_audit_log: Callable[[], LogStream] | None = None
         """Opens the log of what would be denied without audit mode; None: `log` is it."""
         self.settings = settings

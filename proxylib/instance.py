@@ -169,7 +169,7 @@ class Instance:
         return connection
 
 
-def no_log(entry_type: int, fields: Properties, proto: str = "", /) -> None:
+def no_log(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
     """The log of an instance without an access-log path."""
 
 

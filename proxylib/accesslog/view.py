@@ -7,7 +7,7 @@ holds no control characters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,6 +52,7 @@ def entry_to_json(entry: LogEntry) -> dict[str, Any]:
     verdict: allowed or denied; null in a report. audit: it would be denied, but for
     audit mode. fields: of the protocol, all
     text but HTTP's headers and Kafka's topics, which are lists, and numbers.
+    latency_ns: of a response, since its request; null if unknown.
     """
     report = is_report(entry)
     kind = _TYPES.get(entry.entry_type, str(entry.entry_type))
@@ -72,6 +73,7 @@ def entry_to_json(entry: LogEntry) -> dict[str, Any]:
         "proxy_id": entry.proxy_id,
         "proto": proto,
         "fields": fields,
+        "latency_ns": entry.latency or None,
     }
 
 
@@ -85,9 +87,29 @@ def entry_to_text(entry: LogEntry, paint: Paint = lambda text, role: text) -> st
     verdict = _verdict(entry)
     source = _peer(entry.source_address, entry.source_security_id)
     destination = _peer(entry.destination_address, entry.destination_security_id)
-    details = " ".join(f"{_safe(key)}={_quoted(value)}" for key, value in fields.items())
+    details = " ".join(f"{_safe(key)}={_quoted(value)}" for key, value in _told(entry, fields))
+    if entry.latency:
+        details += f" latency={entry.latency / 1e6:.3f}ms"
     head = paint(f"{'AUDIT' if entry.audit else kind.upper():8}", verdict)
     return f"{clock} {head} {source} -> {destination} {_safe(proto)} {details}".rstrip()
+
+
+def _told(entry: LogEntry, fields: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The fields for people: of HTTP and Kafka not those that say nothing, nor all headers."""
+    generic = entry.WhichOneof("l7") == "generic_l7"
+    for key, value in fields.items():
+        if generic:
+            yield key, value
+        elif key == "headers" or value in ("", []) or (key == "status" and not value):
+            continue
+        elif isinstance(value, list):
+            yield key, ", ".join(_item(item) for item in value)
+        else:
+            yield key, value
+
+
+def _item(item: object) -> str:
+    return f"{item['name']}: {item['value']}" if isinstance(item, dict) else str(item)
 
 
 def _verdict(entry: LogEntry) -> str:
@@ -129,6 +151,7 @@ def _http(http: HttpLogEntry) -> dict[str, Any]:
         "headers": _pairs(http.headers),
         "missing_headers": _pairs(http.missing_headers),
         "rejected_headers": _pairs(http.rejected_headers),
+        **dict(sorted(http.fields.items())),
     }
 
 
@@ -143,6 +166,7 @@ def _kafka(kafka: KafkaLogEntry) -> dict[str, Any]:
         "correlation_id": kafka.correlation_id,
         "error_code": kafka.error_code,
         "topics": list(kafka.topics),
+        **dict(sorted(kafka.fields.items())),
     }
 
 

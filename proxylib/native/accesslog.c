@@ -27,8 +27,8 @@ static PyObject *stream_call(PyObject *callable, PyObject *const *args, size_t f
                              PyObject *keywords) {
   LogStream *self = (LogStream *)callable;
   Py_ssize_t n = PyVectorcall_NARGS(flags);
-  if (n < 2 || n > 3 || (keywords && PyTuple_GET_SIZE(keywords))) {
-    PyErr_SetString(PyExc_TypeError, "log(entry_type, fields, proto='')");
+  if (n < 2 || n > 4 || (keywords && PyTuple_GET_SIZE(keywords))) {
+    PyErr_SetString(PyExc_TypeError, "log(entry_type, fields, proto='', latency=0)");
     return NULL;
   }
   long type = PyLong_AsLong(args[0]);
@@ -37,7 +37,10 @@ static PyObject *stream_call(PyObject *callable, PyObject *const *args, size_t f
     PyErr_SetString(PyExc_TypeError, "log: fields must be a dict");
     return NULL;
   }
-  PyObject *proto = n == 3 && PyObject_IsTrue(args[2]) ? args[2] : self->proto;
+  bool named = n >= 3 && PyObject_IsTrue(args[2]) > 0;
+  PyObject *proto = named ? args[2] : self->proto;
+  long long latency = n == 4 ? PyLong_AsLongLong(args[3]) : 0;
+  if (latency == -1 && PyErr_Occurred()) return NULL;
   if (!PyUnicode_Check(proto)) {
     PyErr_SetString(PyExc_TypeError, "log: proto must be a str");
     return NULL;
@@ -46,7 +49,8 @@ static PyObject *stream_call(PyObject *callable, PyObject *const *args, size_t f
   if (!log) Py_RETURN_NONE;
 
   char entry[LOG_ENTRY_ROOM];
-  size_t length = log_encode(entry, sizeof entry, type, proto, args[1]);
+  struct log_fields own = {type, proto, args[1], named, latency};
+  size_t length = log_encode(entry, sizeof entry, &own);
   if (!length) return NULL;
   log_append(log, PyBytes_AS_STRING(self->prefix), (size_t)PyBytes_GET_SIZE(self->prefix), entry,
              length);
@@ -69,7 +73,7 @@ static PyMemberDef stream_members[] = {
 };
 
 static PyType_Slot stream_slots[] = {
-    {Py_tp_doc, "log(entry_type, fields, proto='', /): queues one access-log entry."},
+    {Py_tp_doc, "log(entry_type, fields, proto='', latency=0, /): queues one access-log entry."},
     {Py_tp_dealloc, stream_dealloc},
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_members, stream_members},

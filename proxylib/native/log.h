@@ -8,9 +8,18 @@
 /* Room for one entry, without what all entries of a connection share. */
 #define LOG_ENTRY_ROOM ((size_t)limits.max_log_entry + 64)
 
-/* Encodes what differs from entry to entry: timestamp, type, generic_l7. Returns the
- * number of bytes, or 0 with a Python error set. */
-size_t log_encode(char *to, size_t room, long type, PyObject *proto, PyObject *fields);
+/* One entry's own part. */
+struct log_fields {
+  long type;
+  PyObject *proto;    /* str */
+  PyObject *fields;   /* dict */
+  bool typed;         /* proto "http" and "kafka" have messages of their own */
+  long long latency;  /* of a response, nanoseconds; 0: unknown */
+};
+
+/* Encodes what differs from entry to entry: timestamp, type, latency, and one of http,
+ * kafka and generic_l7. Returns the number of bytes, or 0 with a Python error set. */
+size_t log_encode(char *to, size_t room, const struct log_fields *entry);
 
 /* The entry that tells how many were dropped. Needs no Python. */
 size_t log_encode_lost(char *to, size_t room, uint64_t count);

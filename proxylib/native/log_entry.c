@@ -126,58 +126,206 @@ static bool put_value(struct encoder *e, PyObject *value) {
   return true;
 }
 
-/* L7LogEntry {proto 1, fields 2 map<string, string>}; fields that do not fit are left out. */
+static inline void put_tag(struct encoder *e, unsigned number, unsigned wire_type) {
+  put_varint(e, number << 3 | wire_type);
+}
+
+static inline size_t bytes_size(size_t n) { return 1 + varint_size(n) + n; }
+
+static bool key_text(PyObject *key, const char **text, Py_ssize_t *n) {
+  *text = PyUnicode_Check(key) ? PyUnicode_AsUTF8AndSize(key, n) : NULL;
+  if (!*text && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "property names are str");
+  return *text;
+}
+
+/* A field that is a pair {1: key, 2: value}: a map's entry, or a KeyValue. What does not fit
+ * is left out. */
+static void put_pair(struct encoder *e, unsigned number, struct slice key, struct slice value) {
+  size_t entry = bytes_size(key.len) + bytes_size(value.len);
+  if ((size_t)(e->end - e->at) < 2 + varint_size(entry) + entry) return;
+  put_tag(e, number, 2);
+  put_varint(e, entry);
+  put_tag(e, 1, 2);
+  put_varint(e, key.len);
+  put_raw(e, key.data, key.len);
+  put_tag(e, 2, 2);
+  put_varint(e, value.len);
+  put_raw(e, value.data, value.len);
+}
+
+/* A value as text, in `scratch`. */
+static bool as_text(PyObject *value, char *scratch, struct slice *text) {
+  struct encoder e = {scratch, scratch + limits.max_log_value};
+  if (!put_value(&e, value)) return false;
+  *text = (struct slice){scratch, (size_t)(e.at - scratch)};
+  return true;
+}
+
+static bool put_property(struct encoder *e, unsigned number, PyObject *key, PyObject *value,
+                         char *scratch) {
+  Py_ssize_t n;
+  struct slice name, text;
+  if (!key_text(key, &name.data, &n)) return false;
+  name.len = (size_t)n;
+  if (!as_text(value, scratch, &text)) return false;
+  put_pair(e, number, name, text);
+  return true;
+}
+
+/* L7LogEntry {proto 1, fields 2 map<string, string>}. */
 static bool put_generic(struct encoder *e, PyObject *proto, PyObject *fields, char *scratch) {
   Py_ssize_t n, position = 0;
   PyObject *key, *value;
   const char *text = PyUnicode_AsUTF8AndSize(proto, &n);
   if (!text) return false;
   if (n > 255) n = text_end(text + 255) - text;
-  put_raw(e, "\x0a", 1);
+  put_tag(e, 1, 2);
   put_varint(e, (uint64_t)n);
   put_raw(e, text, (size_t)n);
   while (PyDict_Next(fields, &position, &key, &value)) {
-    struct encoder v = {scratch, scratch + limits.max_log_value};
-    text = PyUnicode_Check(key) ? PyUnicode_AsUTF8AndSize(key, &n) : NULL;
-    if (!text) {
-      if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "property names are str");
-      return false;
-    }
-    if (!put_value(&v, value)) return false;
-    size_t length = (size_t)(v.at - scratch);
-    size_t entry = 1 + varint_size((uint64_t)n) + (size_t)n + 1 + varint_size(length) + length;
-    if ((size_t)(e->end - e->at) < 1 + varint_size(entry) + entry) continue;
-    put_raw(e, "\x12", 1);
-    put_varint(e, entry);
-    put_raw(e, "\x0a", 1);
-    put_varint(e, (uint64_t)n);
-    put_raw(e, text, (size_t)n);
-    put_raw(e, "\x12", 1);
-    put_varint(e, length);
-    put_raw(e, scratch, length);
+    if (!put_property(e, 2, key, value, scratch)) return false;
   }
   return true;
 }
 
-/* Timestamp 1, entry_type 3, generic_l7 102. */
-static size_t put_entry(char *to, size_t room, long type, const char *l7, size_t l7_len) {
+/* -- HttpLogEntry and KafkaLogEntry ---------------------------------------------------- */
+
+enum kind { TEXT, NUMBER, TEXTS, PAIRS, PROTOCOL };
+
+struct field {
+  const char *name;
+  unsigned number;
+  enum kind kind;
+};
+
+static const struct field http_fields[] = {
+    {"protocol", 1, PROTOCOL}, {"scheme", 2, TEXT},           {"host", 3, TEXT},
+    {"path", 4, TEXT},         {"method", 5, TEXT},           {"headers", 6, PAIRS},
+    {"status", 7, NUMBER},     {"missing_headers", 8, PAIRS}, {"rejected_headers", 9, PAIRS},
+    {NULL, 0, TEXT},
+};
+
+static const struct field kafka_fields[] = {
+    {"correlation_id", 1, NUMBER}, {"error_code", 2, NUMBER}, {"api_version", 3, NUMBER},
+    {"api_key", 4, NUMBER},        {"topics", 5, TEXTS},      {NULL, 0, TEXT},
+};
+
+/* The `fields` of both that have no place of their own. */
+enum { OTHER_FIELDS = 1000 };
+
+static void put_text_field(struct encoder *e, unsigned number, struct slice text) {
+  if ((size_t)(e->end - e->at) < 1 + bytes_size(text.len)) return;
+  put_tag(e, number, 2);
+  put_varint(e, text.len);
+  put_raw(e, text.data, text.len);
+}
+
+static bool put_items(struct encoder *e, const struct field *field, PyObject *items,
+                      char *scratch) {
+  char name_scratch[limits.max_log_value + 4];
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); i++) {
+    PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+    struct slice name, text;
+    if (field->kind == TEXTS) {
+      if (!as_text(item, scratch, &text)) return false;
+      put_text_field(e, field->number, text);
+      continue;
+    }
+    if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2) {
+      PyErr_Format(PyExc_TypeError, "%s holds pairs of name and value", field->name);
+      return false;
+    }
+    if (!as_text(PyTuple_GET_ITEM(item, 0), name_scratch, &name)) return false;
+    if (!as_text(PyTuple_GET_ITEM(item, 1), scratch, &text)) return false;
+    put_pair(e, field->number, name, text);
+  }
+  return true;
+}
+
+/* cilium.HttpProtocol; a name that it does not have is the newest. */
+static uint64_t http_protocol(struct slice name) {
+  static const char *const names[] = {"HTTP/1.0", "HTTP/1.1"};
+  for (uint64_t i = 0; i < 2; i++) {
+    if (name.len == strlen(names[i]) && !memcmp(name.data, names[i], name.len)) return i;
+  }
+  return 2;
+}
+
+static const struct field *find_field(const struct field *fields, PyObject *key) {
+  for (; fields->name; fields++) {
+    if (PyUnicode_Check(key) && !PyUnicode_CompareWithASCIIString(key, fields->name)) return fields;
+  }
+  return NULL;
+}
+
+static bool put_typed(struct encoder *e, const struct field *fields, PyObject *properties,
+                      char *scratch) {
+  Py_ssize_t position = 0;
+  PyObject *key, *value;
+  while (PyDict_Next(properties, &position, &key, &value)) {
+    const struct field *field = find_field(fields, key);
+    enum kind kind = field ? field->kind : TEXT;
+    bool items = kind == TEXTS || kind == PAIRS;
+    bool fits = items            ? PyTuple_Check(value) || PyList_Check(value)
+                : kind == NUMBER ? PyLong_Check(value)
+                                 : true;
+    struct slice text;
+    if (!field || !fits) {
+      if (!put_property(e, OTHER_FIELDS, key, value, scratch)) return false;
+    } else if (items) {
+      if (!put_items(e, field, value, scratch)) return false;
+    } else if (kind == NUMBER) {
+      int overflow;
+      long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+      if ((size_t)(e->end - e->at) < 11) continue;
+      put_tag(e, field->number, 0);
+      put_varint(e, (uint64_t)(overflow ? 0 : number));
+    } else {
+      if (!as_text(value, scratch, &text)) return false;
+      if (kind == TEXT) {
+        put_text_field(e, field->number, text);
+      } else if ((size_t)(e->end - e->at) >= 2) {
+        put_tag(e, field->number, 0);
+        put_varint(e, http_protocol(text));
+      }
+    }
+  }
+  return true;
+}
+
+/* -- LogEntry ----------------------------------------------------------------------------- */
+
+enum { TIMESTAMP = 1, ENTRY_TYPE = 3, HTTP = 100, KAFKA = 101, GENERIC_L7 = 102, LATENCY = 1000 };
+
+static size_t put_entry(char *to, size_t room, long type, long long latency, unsigned l7_number,
+                        const char *l7, size_t l7_len) {
   struct timespec now;
   struct encoder e = {to, to + room};
   clock_gettime(CLOCK_REALTIME, &now);
-  put_raw(&e, "\x08", 1);
+  put_tag(&e, TIMESTAMP, 0);
   put_varint(&e, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
-  put_raw(&e, "\x18", 1);
+  put_tag(&e, ENTRY_TYPE, 0);
   put_varint(&e, (uint64_t)type);
-  put_raw(&e, "\xb2\x06", 2);
+  if (latency > 0) {
+    put_tag(&e, LATENCY, 0);
+    put_varint(&e, (uint64_t)latency);
+  }
+  put_tag(&e, l7_number, 2);
   put_varint(&e, l7_len);
   return put_raw(&e, l7, l7_len) ? (size_t)(e.at - to) : 0;
 }
 
-size_t log_encode(char *to, size_t room, long type, PyObject *proto, PyObject *fields) {
+size_t log_encode(char *to, size_t room, const struct log_fields *entry) {
   char l7[limits.max_log_entry], value[limits.max_log_value + 4];
   struct encoder e = {l7, l7 + sizeof l7};
-  if (!put_generic(&e, proto, fields, value)) return 0;
-  return put_entry(to, room, type, l7, (size_t)(e.at - l7));
+  unsigned number = GENERIC_L7;
+  if (entry->typed && !PyUnicode_CompareWithASCIIString(entry->proto, "http")) number = HTTP;
+  if (entry->typed && !PyUnicode_CompareWithASCIIString(entry->proto, "kafka")) number = KAFKA;
+  bool ok = number == HTTP    ? put_typed(&e, http_fields, entry->fields, value)
+            : number == KAFKA ? put_typed(&e, kafka_fields, entry->fields, value)
+                              : put_generic(&e, entry->proto, entry->fields, value);
+  if (!ok) return 0;
+  return put_entry(to, room, entry->type, entry->latency, number, l7, (size_t)(e.at - l7));
 }
 
 size_t log_encode_lost(char *to, size_t room, uint64_t count) {
@@ -192,5 +340,5 @@ size_t log_encode_lost(char *to, size_t room, uint64_t count) {
   put_raw(&e, "\x0a\x05" "count\x12", 8);
   put_varint(&e, (uint64_t)n);
   put_raw(&e, number, (size_t)n);
-  return put_entry(to, room, DENIED, l7, (size_t)(e.at - l7));
+  return put_entry(to, room, DENIED, 0, GENERIC_L7, l7, (size_t)(e.at - l7));
 }

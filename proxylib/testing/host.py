@@ -44,6 +44,8 @@ class LogRecord:
     entry_type: EntryType
     proto: str
     fields: dict[str, object]
+    latency: int = 0
+    """Nanoseconds between a request and this response of it."""
 
 
 class HostClosed(Exception):
@@ -158,11 +160,13 @@ class Host:
         out.clear()
         return taken
 
-    def _log(self, entry_type: int, fields: Properties, proto: str = "", /) -> None:
+    def _log(
+        self, entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /
+    ) -> None:
         for key, value in fields.items():
             check_value(key, value)
         name = proto or self.connection.parser_name
-        self.log.append(LogRecord(EntryType(entry_type), name, dict(fields)))
+        self.log.append(LogRecord(EntryType(entry_type), name, dict(fields), latency))
 
     def _feed(self, reply: bool, chunks: Sequence[bytes], end: bool) -> bytes:
         for index, chunk in enumerate(chunks or (b"",)):

@@ -319,9 +319,7 @@ class CHost:
     @property
     def log(self) -> list[LogRecord]:
         return [
-            LogRecord(
-                EntryType(entry.entry_type), entry.generic_l7.proto, dict(entry.generic_l7.fields)
-            )
+            LogRecord(EntryType(entry.entry_type), *_l7(entry), entry.latency)
             for entry in self._rig.entries(self.endpoint)
         ]
 
@@ -365,3 +363,26 @@ class CHost:
         if event.error:
             self.closed, self.error = True, event.error
         return event
+
+
+_HTTP_VERSIONS = ("HTTP/1.0", "HTTP/1.1", "HTTP/2")
+
+
+def _l7(entry: accesslog_pb2.LogEntry) -> tuple[str, dict[str, object]]:
+    """The protocol's name and the fields, as a parser has given them."""
+    kind = entry.WhichOneof("l7")
+    if kind not in ("http", "kafka"):
+        return entry.generic_l7.proto, dict(entry.generic_l7.fields)
+    fields: dict[str, object] = {}
+    for field, value in getattr(entry, kind).ListFields():
+        if field.name == "fields":
+            fields |= dict(value)
+        elif field.name == "topics":
+            fields["topics"] = tuple(topic.encode() for topic in value)
+        elif field.name.endswith("headers"):
+            fields[field.name] = tuple((pair.key.encode(), pair.value.encode()) for pair in value)
+        elif field.name != "http_protocol":
+            fields[field.name] = value
+    if kind == "http":
+        fields["protocol"] = _HTTP_VERSIONS[entry.http.http_protocol]
+    return kind, fields

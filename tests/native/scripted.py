@@ -7,11 +7,24 @@ parser has put into its own direction, `ACROSS` those it has put into the other.
 
 from __future__ import annotations
 
+import ast
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxylib import DROP, INJECT, MORE, PASS, BatchParser, Connection, Op, Parser
+from proxylib import (
+    DROP,
+    INJECT,
+    MORE,
+    PASS,
+    BatchParser,
+    Connection,
+    FramedParser,
+    Message,
+    Op,
+    Parser,
+    lines,
+)
 from proxylib.parser import ClassFactory
 from proxylib.registry import register_parser_factory
 
@@ -127,7 +140,18 @@ class BatchScripted(BatchParser):
         ops += (MORE, HEADER - (len(data) - at))
 
 
-NAMES = {"scripted": Scripted, "scripted-batch": BatchScripted}
+class Logger(FramedParser):
+    """Every line is the arguments of a log entry, as a Python literal."""
+
+    framing = lines(b"\n", limit=60_000)
+
+    def request(self, line: bytes) -> Message | None:
+        self.connection.log(*ast.literal_eval(line.decode()))
+        return None
+
+
+SCRIPTED = {"scripted": Scripted, "scripted-batch": BatchScripted}
+NAMES: dict[str, type[Parser]] = {**SCRIPTED, "logger": Logger}
 
 # As a parser file, or as a module of an installation.
 if not __name__.startswith("tests."):

@@ -16,7 +16,7 @@ from tests.native.installed import install
 from tests.native.scripted import (
     AHEAD,
     HEADER,
-    NAMES,
+    SCRIPTED,
     WHOLE,
     frame,
     random_script,
@@ -34,11 +34,11 @@ def scripted_rig(host_program: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("level", ["python", "c-abi"])
-@pytest.mark.parametrize("parser", NAMES)
+@pytest.mark.parametrize("parser", SCRIPTED)
 def test_any_chunks(request: pytest.FixtureRequest, parser: str, level: str, seed: int) -> None:
     host: Host | CHost
     if level == "python":
-        host = Host(parser, factory=ClassFactory(NAMES[parser]))
+        host = Host(parser, factory=ClassFactory(SCRIPTED[parser]))
     else:
         host = CHost(request.getfixturevalue("scripted_rig"), parser)
     rng = random.Random(seed)
@@ -69,7 +69,7 @@ def cut(stream: bytes, rng: random.Random, largest: int) -> list[bytes]:
     return pieces[::-1]
 
 
-@pytest.mark.parametrize("parser", NAMES)
+@pytest.mark.parametrize("parser", SCRIPTED)
 def test_no_more_is_wanted_than_may_be_held(scripted_rig: Rig, parser: str) -> None:
     host = CHost(scripted_rig, parser)
     host.client(frame(WHOLE, bytes(limits.MAX_HELD - HEADER + 1))[:HEADER])

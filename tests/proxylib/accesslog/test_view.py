@@ -49,6 +49,7 @@ def test_the_json_form() -> None:
         "proxy_id": 0,
         "proto": "textmemcached",
         "fields": {"command": "get", "keys": "a, b"},
+        "latency_ns": None,
     }
 
 
@@ -144,3 +145,25 @@ def test_audit_mode_is_told() -> None:
     entry.generic_l7.proto = "r2d2"
     assert entry_to_json(entry)["audit"] is True
     assert " AUDIT " in entry_to_text(entry)
+
+
+def test_http_for_people() -> None:
+    entry = LogEntry(
+        entry_type=EntryType.Response,
+        http=HttpLogEntry(
+            http_protocol=HttpProtocol.HTTP2,
+            method="POST",
+            path="/a b",
+            status=200,
+            headers=[KeyValue(key="x", value="y")],
+            missing_headers=[KeyValue(key="t", value="1"), KeyValue(key="u", value="2")],
+            fields={"grpc_status": "7"},
+        ),
+        latency=1_234_567,
+    )
+    assert entry_to_text(entry).endswith(
+        'http protocol=HTTP/2 method=POST path="/a b" status=200 '
+        'missing_headers="t: 1, u: 2" grpc_status=7 latency=1.235ms'
+    )
+    assert entry_to_json(entry)["latency_ns"] == 1_234_567
+    assert entry_to_json(entry)["fields"]["grpc_status"] == "7"
