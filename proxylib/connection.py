@@ -346,11 +346,11 @@ def audited(
             marked = True
         return verdict
 
-    def write(entry_type: int, fields: Properties, proto: str = "", /) -> None:
+    def write(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
         nonlocal marked
         chosen = audit_log if marked and entry_type == EntryType.Request else log
         marked = False
-        chosen(entry_type, fields, proto)
+        chosen(entry_type, fields, proto, latency)
 
     return judge, write
 
