@@ -249,15 +249,44 @@ _FORMS = _by_first_word()
 def read(statement: bytes, keyspace: bytes) -> Reading:
     """What `statement` does if `keyspace` is the one in use (b"" for none).
 
-    Raises Unreadable. Readings of short statements are remembered: traffic
-    repeats itself.
+    Raises Unreadable. Readings of short statements are remembered, and of the heads of
+    statements: traffic repeats itself, if only up to its first value.
     """
+    head = _HEAD(statement)
+    if head is not None and head.end() <= _MAX_REMEMBERED and _is_utf8(statement):
+        reading = _head(head[0], keyspace)
+        if reading is not None:
+            return reading
     if len(statement) <= _MAX_REMEMBERED:
         return _remembered(statement, keyspace)
     return _read(statement, keyspace)
 
 
 _MAX_REMEMBERED = 1024
+
+_HEAD = re.compile(rb"[^'\"$/\-=(<>]*[=(<>]").match
+"""Up to a sign that is no part of a name or a literal, with no quotes or comments before:
+whatever follows, the tokens before that sign are what they are."""
+
+
+def _is_utf8(statement: bytes) -> bool:
+    if statement.isascii():
+        return True
+    try:
+        statement.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _head(head: bytes, keyspace: bytes) -> Reading | None:
+    """What a statement does that begins so; None if what follows must be read for that."""
+    try:
+        return _read(head, keyspace)
+    except Unreadable:
+        return None
+
 
 _Found = tuple[bytes, bytes | None, bytes]
 """An action, a keyspace with its dot (None: the one in use), a name."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 
 from parsers.memcache.commands import Reply
 from parsers.memcache.lines import Request, parse
@@ -75,9 +76,14 @@ _SET = re.compile(
     rb"set ([^\x00-\x20\x7f]{1,250}) [0-9]{1,9} (?:-?[0-9]{1,9}|1[0-9]{9}) ([0-9]{1,9})"
     rb"( noreply)?\r\n"
 )
+_META_GET = re.compile(rb"mg ([^\x00-\x20\x7f]{1,250})((?: [cfhklstv]){0,8})\r\n").match
+"""Flags that change neither what mg does nor whose reply is whose."""
+_META_REPLY = re.compile(
+    rb"(?:(EN|HD(?: [^\r\n]{0,256})?)|VA ([0-9]{1,10})(?: [^\r\n]*)?)\r\n"
+).match
 _PLAIN_VALUE = re.compile(rb"VALUE [^\n ]+ [0-9]+ ([0-9]{1,10})\r\n").match
 _MANY_KEYS = re.compile(rb" *(?:b?gets?|gats?) ")
-_G, _S, _V = b"gsV"
+_G, _S, _M, _V = b"gsmV"
 
 
 class TextProtocol:
@@ -145,6 +151,23 @@ class TextProtocol:
                     else:
                         log(_REFUSED, fields, _PROTO)
                         self._refuse(ACCESS_DENIED, len(key) + 6, ops)
+                continue
+            if (
+                first == _M
+                and not self._quiet
+                and (match := _META_GET(data, position))
+                and _distinct(match[2])
+            ):
+                end = match.end()
+                fields = {"command": b"mg", "keys": match[1]}
+                if self._may_get(match[1]):
+                    log(_REQUEST, fields, _PROTO)
+                    pending.append(_OWED_META_GET)
+                    ops += (PASS, end - position)
+                else:
+                    log(_REFUSED, fields, _PROTO)
+                    self._refuse(ACCESS_DENIED, end - position, ops)
+                position = end
                 continue
             if first == _S and not self._quiet and (match := _SET.match(data, position)):
                 key, length, noreply = match.groups()
@@ -259,6 +282,15 @@ class TextProtocol:
             elif kind == DENIED:
                 self._answer_denied(ops)
                 continue
+            elif (
+                kind == META
+                and owed[2] is None
+                and not self._value_end
+                and not self._streaming
+                and (match := _META_REPLY(data, position))
+                and (end := match.end() + (int(match[2]) + 2 if match[1] is None else 0)) <= size
+            ):
+                status = match[1] or b"VA"
             else:
                 end = self._reply(owed, data, position, ops)
                 if end > size:
@@ -357,6 +389,16 @@ class TextProtocol:
         if end > position:
             ops += (PASS, end - position)
         return end
+
+
+_OWED_META_GET = OWED[b"mg"]
+
+
+@lru_cache(maxsize=1024)
+def _distinct(flags: bytes) -> bool:
+    """Whether no flag is given twice."""
+    given = flags.split()
+    return len(set(given)) == len(given)
 
 
 def _check_line(data: bytes, start: int, end: int) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from parsers.cassandra.actions import WITH_TABLE, WITHOUT_TABLE
-from parsers.cassandra.statements import FORMS, MAX_ACCESSES, MAX_TOKENS, Unreadable, read
+from parsers.cassandra.statements import (
+    FORMS,
+    MAX_ACCESSES,
+    MAX_TOKENS,
+    Reading,
+    Unreadable,
+    _read,
+    read,
+)
 
 
 def accesses(statement: str) -> list[str]:
@@ -231,3 +243,28 @@ def test_case_and_keyspace() -> None:
     assert accesses("SELECT a FROM MiXed") == ["select Cur.mixed"]
     assert read(b"SELECT a FROM t", b"").accesses[0]["query_table"] == b".t"
     assert read(b'USE "K"', b"").use == b"K"
+
+
+SOUP = """SELECT count a b t k.t k . FROM from WHERE id = ? 'x' "T" ( ) , 1 -1 -- /* */ // $$ <
+INSERT INTO VALUES UPDATE SET DELETE BEGIN BATCH APPLY USE k2 CREATE TABLE IF NOT EXISTS INDEX ON
+TO GRANT TRUNCATE 1d P1Y aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa > [ ] { } ; 3µs"""
+WORDS = [*SOUP.split(), "\n"]
+
+
+def outcome(reader: Callable[[bytes, bytes], Reading], statement: bytes) -> object:
+    try:
+        return reader(statement, b"cur")
+    except Unreadable:
+        return "unreadable"
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=14), st.sampled_from([" ", "", "\n"]))
+@settings(max_examples=1500)
+def test_a_head_says_what_the_whole_says(words: list[str], gap: str) -> None:
+    statement = gap.join(words).encode()
+    assert outcome(read, statement) == outcome(_read, statement)
+
+
+@pytest.mark.parametrize(("statement", "expected"), STATEMENTS)
+def test_a_head_of_a_real_statement(statement: str, expected: str) -> None:
+    assert outcome(read, statement.encode()) == outcome(_read, statement.encode())
