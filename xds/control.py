@@ -259,7 +259,7 @@ class ControlServer:
                 policies = [policy for each in read.policies.values() for policy in each]
                 self._loaded = Loaded(policies, endpoints, self._resources())
             # Afterwards, because it looks at everything and holds nothing up.
-            warnings = lint(policies, endpoints)
+            warnings = lint(policies, endpoints, read.services)
             with self._lock:
                 self._loaded = replace(self._loaded, warnings=warnings)
             return warnings

@@ -3,41 +3,163 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 
 from proxylib.rules import Regex
 from xds.endpoints import Endpoint
+from xds.fqdn import Fqdn
 from xds.l7rules import find_parser
-from xds.labels import Label, Operator, Requirement, Selector
-from xds.policy import L7, Policy, Rule
+from xds.labels import ANY, Label, Operator, Requirement, Selector
+from xds.policy import L7, Cidr, Peer, Policy, Rule, Service
 from xds.selection import Selection
+from xds.services import ServiceTable
+from xds.shadowing import shadowed
 from xds.source import Origin, Problem
 from xds.yamltext import MAX_PROBLEMS
 
 _CLOSE = 0.8
 """How similar (difflib's ratio) a label must be to one that exists to be a likely typo."""
 
+_MAX_AMONG = 1000
+"""Most names that are compared with one that is not known; each takes some microseconds."""
 
-def lint(policies: Iterable[Policy], endpoints: Sequence[Endpoint]) -> list[Problem]:
-    """Warnings about `policies`, given the endpoints that there are; the first hundred."""
+
+@dataclass(frozen=True)
+class _Known:
+    """What there is, for policies to name."""
+
+    nobody: bool
+    select: Selection
+    labels: Sequence[Label]
+    ports: frozenset[str]
+    addresses: Mapping[str, Endpoint]
+    services: ServiceTable | None
+
+
+def lint(
+    policies: Sequence[Policy],
+    endpoints: Sequence[Endpoint],
+    services: ServiceTable | None = None,
+) -> list[Problem]:
+    """Warnings about `policies`, given the endpoints that there are; the first hundred.
+
+    Without any endpoint nothing is said of whom selectors and names stand for.
+    services: those that there are; None: nobody knows.
+    """
     sets = dict.fromkeys(endpoint.labels for endpoint in endpoints)
-    select = Selection(dict(enumerate(sets)))
-    known = sorted({label for labels in sets for label in labels})
-    warnings = (warning for policy in policies for warning in _policy(policy, select, known))
-    return list(islice(warnings, MAX_PROBLEMS))
+    known = _Known(
+        nobody=not endpoints,
+        select=Selection(dict(enumerate(sets))),
+        labels=sorted({label for labels in sets for label in labels}),
+        ports=frozenset(port.name for endpoint in endpoints for port in endpoint.ports),
+        addresses={address: endpoint for endpoint in endpoints for address in endpoint.addresses},
+        services=services,
+    )
+    warnings = chain(
+        (warning for policy in policies for warning in _policy(policy, known)),
+        _names_never_learnt(policies),
+        shadowed(policies),
+    )
+    return list(islice(_distinct(warnings), MAX_PROBLEMS))
 
 
-def _policy(policy: Policy, select: Selection, known: Sequence[Label]) -> Iterator[Problem]:
-    subject = policy.origin.below("endpointSelector")
-    yield from _selector(policy.subject, subject, select, known)
+def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    seen: set[Problem] = set()
+    for problem in problems:
+        if problem not in seen:
+            seen.add(problem)
+            yield problem
+
+
+def _policy(policy: Policy, known: _Known) -> Iterator[Problem]:
+    if not policy.subject.names_reserved:
+        yield from _selector(policy.subject, _subject(policy), known)
     for rule in (*policy.ingress, *policy.egress):
-        if rule.peer_field in ("fromEndpoints", "toEndpoints"):
-            for index, peer in enumerate(rule.peers or ()):
-                assert isinstance(peer, Selector)
-                place = rule.origin.below(rule.peer_field, index)
-                yield from _selector(peer, place, select, known)
+        if rule.quarantined is not None:
+            yield rule.quarantined
+            continue
         yield from _rule(rule)
+        if rule.peer_field.endswith(("Entities", "Nodes")):
+            continue
+        for index, peer in enumerate(rule.peers or ()):
+            yield from _peer(peer, rule.origin.below(rule.peer_field, index), known)
+        field = "fromRequires" if "ingress" in str(rule.origin.path[-2]) else "toRequires"
+        for index, selector in enumerate(rule.requires):
+            yield from _selector(selector, rule.origin.below(field, index), known)
+        for port, place in _port_names(rule):
+            yield from _port_name(port, place, known)
+
+
+def _subject(policy: Policy) -> Origin:
+    field = "podSelector" if policy.kind == "NetworkPolicy" else "endpointSelector"
+    return policy.origin.below(field)
+
+
+def _peer(peer: Peer, origin: Origin, known: _Known) -> Iterator[Problem]:
+    match peer:
+        case Selector():
+            yield from _selector(peer, origin, known)
+        case Cidr():
+            yield from _cidr(peer, origin, known)
+        case Service():
+            yield from _service(peer, origin, known)
+
+
+def _cidr(cidr: Cidr, origin: Origin, known: _Known) -> Iterator[Problem]:
+    """A single address that is an endpoint's: the rule is not about it."""
+    endpoint = known.addresses.get(str(cidr.prefix.network_address))
+    if cidr.prefix.num_addresses == 1 and endpoint is not None:
+        message = f"is about nobody: {cidr.prefix.network_address} is an endpoint's"
+        yield Problem(
+            origin.place, f"{message} ({str(endpoint.labels) or 'no labels'}); select its labels"
+        )
+
+
+def _service(service: Service, origin: Origin, known: _Known) -> Iterator[Problem]:
+    if known.nobody or known.services is None or known.services.resolve(service):
+        return
+    hint = _did_you_mean(service.name, known.services.names())
+    yield Problem(origin.place, f"is about nobody: there is no {service}{hint}")
+
+
+def _port_names(rule: Rule) -> Iterator[tuple[str, Origin]]:
+    for index, entry in enumerate(rule.ports or ()):
+        for number, port in enumerate(entry.ports):
+            if isinstance(port.port, str):
+                yield port.port, rule.origin.below("toPorts", index, "ports", number, "port")
+
+
+def _port_name(name: str, origin: Origin, known: _Known) -> Iterator[Problem]:
+    if not known.nobody and name not in known.ports:
+        hint = _did_you_mean(name, known.ports)
+        yield Problem(origin.place, f"no endpoint has a port called {name!r}{hint}")
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = _close(name, names)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _close(name: str, names: Iterable[str]) -> list[str]:
+    """The one of `names` that is nearly `name`, if there is one."""
+    among = sorted(set(names))[:_MAX_AMONG]
+    return difflib.get_close_matches(name, among, n=1, cutoff=_CLOSE)
+
+
+def _names_never_learnt(policies: Sequence[Policy]) -> Iterator[Problem]:
+    """DNS names that stand for no address ever, as no rule shows answers to a DNS proxy."""
+    rules = [rule for policy in policies for rule in policy.egress]
+    if any(e.l7 is not None and e.l7.proto == "dns" for rule in rules for e in rule.ports or ()):
+        return
+    for rule in rules:
+        if any(isinstance(peer, Fqdn) for peer in rule.peers or ()):
+            yield Problem(
+                rule.origin.below(rule.peer_field).place,
+                "no rule has a DNS proxy look at the answers, so these names stand for no address; "
+                "add a rule for the name server's port with dns: [{matchPattern: '*'}]",
+            )
 
 
 def _rule(rule: Rule) -> Iterator[Problem]:
@@ -99,12 +221,10 @@ def _alternatives(pattern: str) -> list[str]:
     return parts
 
 
-def _selector(
-    selector: Selector, origin: Origin, select: Selection, known: Sequence[Label]
-) -> Iterator[Problem]:
-    if selector.names_reserved or select(selector):
+def _selector(selector: Selector, origin: Origin, known: _Known) -> Iterator[Problem]:
+    if known.nobody or selector.names_reserved or known.select(selector):
         return
-    hints = [hint for r in selector.requirements for hint in _hints(r, known)]
+    hints = [hint for r in selector.requirements for hint in _hints(r, known.labels)]
     hint = f"; {'; '.join(sorted(hints))}" if hints else ""
     yield Problem(origin.place, f"selects no endpoint: {selector}{hint}")
 
@@ -116,8 +236,11 @@ def _hints(requirement: Requirement, known: Sequence[Label]) -> Iterator[str]:
     there = {label.value: label for label in known if label.key == requirement.key}
     if not there:
         keys = {label.key for label in known}
-        for key in difflib.get_close_matches(requirement.key, keys, n=1, cutoff=_CLOSE):
+        for key in _close(requirement.key, keys):
             yield f"there is a label {key!r}, did you mean that?"
+    for value in sorted(requirement.values & there.keys()):
+        if requirement.source not in (ANY, there[value].source):
+            yield f"there is {there[value]}, of another source"
     for value in sorted(requirement.values - there.keys()):
-        for close in difflib.get_close_matches(value, there, n=1, cutoff=_CLOSE):
+        for close in _close(value, there):
             yield f"there is {there[close]}, did you mean that?"

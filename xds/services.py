@@ -109,6 +109,10 @@ class ServiceTable:
             for entry in entries
         ]
 
+    def names(self) -> set[str]:
+        """What the services are called."""
+        return {name for name, *_ in self._services}
+
     def resolve(self, wanted: Service) -> tuple[Selector | Cidr, ...]:
         """The backends of every service that `wanted` is about; none if there is none."""
         return tuple(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.xds.conftest import example
 from xds.documents import load_policies
-from xds.endpoints import load_endpoints
+from xds.endpoints import load_endpoints, load_services
 from xds.lint import lint, open_ends
 from xds.source import read_documents
 
@@ -18,10 +18,27 @@ endpoints:
 - {address: 10.0.0.4, labels: {role: jedi}}
 """
 
+WEB = """
+- {address: 10.0.0.5, labels: ["k8s:app=web"], ports: {http: 80}}
+services:
+- {name: frontend, selector: {app: web}}
+"""
+
 
 def warnings(policy: str, endpoints: str = REBELS) -> list[str]:
     policies = load_policies(read_documents("p.yaml", policy))
-    return [str(w) for w in lint(policies, load_endpoints(read_documents("e.yaml", endpoints)))]
+    documents = read_documents("e.yaml", endpoints)
+    found = lint(policies, load_endpoints(documents), load_services(documents))
+    return [str(warning) for warning in found]
+
+
+HEAD = "kind: CiliumNetworkPolicy\nmetadata: {name: p}\nspec:\n  endpointSelector: {}\n"
+
+
+def of(body: str) -> list[str]:
+    """Warnings about a policy with `body`, without the place of its file."""
+    lines = "".join(f"  {line}\n" for line in body.strip().splitlines())
+    return [warning.split(": ", 1)[1] for warning in warnings(HEAD + lines, REBELS + WEB)]
 
 
 def test_misspelt_label_of_the_example() -> None:
@@ -82,3 +99,105 @@ def test_regexes_and_empty_denials() -> None:
 )
 def test_open_ends(pattern: str, start: bool, end: bool) -> None:
     assert open_ends(pattern) == (start, end)
+
+
+def test_whom_rules_name_and_nobody_is() -> None:
+    (found,) = of("egress: [{toServices: [{k8sService: {serviceName: fronted}}]}]")
+    assert found == (
+        "spec.egress[0].toServices[0]: is about nobody: there is no service fronted; "
+        "did you mean 'frontend'?"
+    )
+    assert of("egress: [{toServices: [{k8sService: {serviceName: frontend}}]}]") == []
+    (found,) = of("ingress: [{toPorts: [{ports: [{port: htp}]}]}]")
+    assert found == (
+        "spec.ingress[0].toPorts[0].ports[0].port: no endpoint has a port called 'htp'; "
+        "did you mean 'http'?"
+    )
+    (found,) = of("ingress: [{fromCIDR: [10.0.0.0/8, 10.0.0.1]}]")
+    assert found == (
+        "spec.ingress[0].fromCIDR[1]: is about nobody: 10.0.0.1 is an endpoint's "
+        "(unspec:app=memcached); select its labels"
+    )
+    (found,) = of("ingress: [{fromEndpoints: [{matchLabels: {'container:app': web}}]}]")
+    assert found == (
+        "spec.ingress[0].fromEndpoints[0]: selects no endpoint: container:app=web; "
+        "there is k8s:app=web, of another source"
+    )
+    (found,) = of("ingress: [{fromRequires: [{matchLabels: {app: wob}}]}]")
+    assert "spec.ingress[0].fromRequires[0]: selects no endpoint: app=wob" in found
+    assert of("ingress: [{fromEntities: [cluster]}, {fromNodes: [{matchLabels: {a: b}}]}]") == []
+
+
+def test_without_endpoints_nobody_knows_whom_a_selector_selects() -> None:
+    assert warnings(example("secure-rebel-alliance-memcache"), "endpoints: []") == []
+
+
+def test_names_that_are_never_learnt() -> None:
+    names = "egress:\n- toFQDNs: [{matchName: a.b}]\n"
+    (found,) = of(names)
+    assert found.startswith("spec.egress[0].toFQDNs: no rule has a DNS proxy look at the answers")
+    dns = "- toPorts: [{ports: [{port: 53}], rules: {dns: [{matchPattern: '*'}]}}]"
+    assert of(names + dns) == []
+
+
+FIRST, SECOND = "p.yaml:6:5: spec.ingress[0]", "p.yaml:7:5: spec.ingress[1]"
+
+
+def web(protocol: str = "TCP", cmd: str = "", peers: str = "matchLabels: {app: web}") -> str:
+    rules = f", rules: {{l7proto: r2d2, l7: [{{cmd: {cmd}}}]}}" if cmd else ""
+    ports = f"toPorts: [{{ports: [{{port: 80, protocol: {protocol}}}]{rules}}}]"
+    return f"{{fromEndpoints: [{{{peers}}}], {ports}}}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (web(), web(), f"[1]: changes nothing: it is covered by {FIRST}"),
+        (
+            web(),
+            "{fromEndpoints: [{matchLabels: {app: web}}]}",
+            f"[0]: changes nothing: it is covered by {SECOND}",
+        ),
+        (
+            web(),
+            "{toPorts: [{ports: [{port: 70, endPort: 90}]}]}",
+            f"[0]: changes nothing: it is covered by {SECOND}",
+        ),
+        (
+            web(cmd="HALT"),
+            web(),
+            f"[0]: has L7 rules that decide nothing: all of it is allowed at {SECOND}",
+        ),
+        (web(cmd="HALT"), web(cmd="HALT"), f"[1]: changes nothing: it is covered by {FIRST}"),
+        ("{fromEntities: [all]}", web(), f"[1]: changes nothing: it is covered by {FIRST}"),
+        (web(cmd="HALT"), web(cmd="RESET"), ""),
+        (web(), web("UDP"), ""),
+        (web(), web(peers=""), ""),
+        (web(), "{fromRequires: [{}], fromEndpoints: [{matchLabels: {app: web}}]}", ""),
+    ],
+)
+def test_a_rule_that_another_makes_moot(first: str, second: str, expected: str) -> None:
+    found = of(f"ingress:\n- {first}\n- {second}\n")
+    assert found == ([f"spec.ingress{expected}"] if expected else [])
+
+
+def test_a_rule_that_is_denied() -> None:
+    found = of(
+        "ingress:\n- {toPorts: [{ports: [{port: 80, protocol: TCP}]}]}\n- {fromEntities: [host]}\n"
+        "ingressDeny:\n- {toPorts: [{ports: [{port: 80}]}]}\n"
+        "- {fromEntities: [world], toPorts: [{ports: [{port: 80}]}]}\n"
+    )
+    assert found == [
+        "spec.ingress[0]: never allows anything: it is denied at p.yaml:9:5: spec.ingressDeny[0]",
+        "spec.ingressDeny[1]: changes nothing: it is covered by p.yaml:9:5: spec.ingressDeny[0]",
+    ]
+
+
+def test_moot_only_beside_rules_of_the_same_endpoints_and_mode() -> None:
+    rule = "  ingress: [{fromEndpoints: [{}]}]\n"
+    other = HEAD.replace("name: p", "name: q")
+    assert len(warnings(f"{HEAD}{rule}---\n{other}{rule}")) == 1
+    audit = other.replace("name: q", "name: q, annotations: {proxylib.io/audit: 'true'}")
+    assert warnings(f"{HEAD}{rule}---\n{audit}{rule}") == []
+    elsewhere = other.replace("{}", "{matchLabels: {role: jedi}}")
+    assert warnings(f"{HEAD}{rule}---\n{elsewhere}{rule}") == []
