@@ -30,11 +30,14 @@ ELSEWHERE = {
     ),
     "node/console.py": ("tests/node/test_run.py", "what it prints is what is tested"),
     "node/stopping.py": ("tests/node/test_run.py", "signals, sent to the real program"),
+    "node/client.py": ("tests/node/test_remote.py", "by the commands that use it"),
     "node/errors.py": ("tests/node/test_cli.py", "types without behaviour"),
 }
 
 GROUPS = {
     # folder of sources: (the test or folder of tests that covers all of it, why)
+    "node/agent": ("tests/node/agent", "small files, most of them tested by what they do together"),
+    "node/api": ("tests/node/api", "tested by requests"),
     "node/commands": ("tests/node/test_cli.py", "thin: arguments in, a call, text out"),
     "parsers/cassandra": ("tests/parsers/cassandra", "tested by its dialogues, not by file"),
     "parsers/http": ("tests/parsers/http", "tested by its dialogues, not by file"),
@@ -57,6 +60,9 @@ NO_SOURCE = {
     "tests/parsers/kafka": "parsers/kafka, by its dialogues",
     "tests/parsers/memcache": "parsers/memcache, by its dialogues",
     "tests/xds": "xds/, by what its files do together",
+    "tests/node/agent": "node/agent/, by what its files do together",
+    "tests/node/api": "node/api/, by requests",
+    "tests/node/test_remote.py": "the commands that speak to an agent",
     "tests/node/test_static_config.py": "envoy_configs/",
     "tests/test_layout.py": "tests/",
     "tests/test_imports.py": "the import rules",

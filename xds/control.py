@@ -76,7 +76,8 @@ class Loaded:
 class ControlServer:
     """Serves policies over NPDS and NPHDS on a Unix socket.
 
-    socket_path: where to listen; socket_mode: the permissions there.
+    socket_path: where to listen; socket_mode: the permissions there, socket_group: the
+        group that it is given to, a number.
     policies: YAML files, and directories whose .yaml and .yml files count. With
         none, every endpoint may do everything; so a file without a document, or a
         directory without a file, is an error and not "none".
@@ -101,6 +102,7 @@ class ControlServer:
         identities: Identities | None = None,
         mode: Mode = Mode(),  # noqa: B008 - frozen
         socket_mode: int = 0o600,
+        socket_group: int | None = None,
         watch_files: bool = False,
         on_error: Callable[[ProxylibError], None] | None = None,
         on_change: Callable[[Sequence[Problem]], None] | None = None,
@@ -118,7 +120,7 @@ class ControlServer:
         self._endpoint_ids: dict[tuple[str, ...], int] = {}
         self._policies: dict[int, bytes] = {}
         self._hosts: dict[int, bytes] = {}
-        self._server = DiscoveryServer(socket_path, mode=socket_mode)
+        self._server = DiscoveryServer(socket_path, mode=socket_mode, group=socket_group)
         self._loaded = Loaded()
         self._revision = 0
         self._last_error = ""
@@ -134,10 +136,12 @@ class ControlServer:
     def start(self) -> Sequence[Problem]:
         """Load everything and listen; the warnings about the policies.
 
-        Raises DocumentError for documents that cannot be put in force, and
-        ConfigError for a socket, state file or address that cannot be used.
+        Without files, what `set_documents` or `change` has put in force before stays.
+        Raises DocumentError for documents that cannot be put in force, and ConfigError
+        for a socket, state file or address that cannot be used.
         """
-        warnings = self.reload()
+        files = self._policy_paths or self._endpoints_path
+        warnings = self.reload() if files or not self._engine.revision else self._loaded.warnings
         self._server.start()
         if self._watch_files and (self._policy_paths or self._endpoints_path):
             self._stop_watching.clear()
@@ -188,15 +192,22 @@ class ControlServer:
         others = [] if endpoints is None else [Source("endpoints", partial(str, endpoints))]
         return self._apply(lambda: (texts, others))
 
-    def change(self, change: Change) -> Changes:
+    def change(self, change: Change, *, revision: int | None = None) -> Changes:
         """Change something else than documents: names, identities of other nodes, the mode.
 
-        Raises as `Engine.change` does.
+        Or documents and endpoints too, if the caller keeps these (and nobody calls
+        `set_documents`). revision: as for `DiscoveryServer.publish`. Raises as
+        `Engine.change` does.
         """
         with self._changing:
             changes = self._engine.change(change)
-            self._publish(changes)
+            self._publish(changes, revision)
             return changes
+
+    @property
+    def server(self) -> DiscoveryServer:
+        """Who serves it, to be asked about subscribers."""
+        return self._server
 
     @property
     def engine(self) -> Engine:
@@ -285,7 +296,7 @@ class ControlServer:
         except ValueError as error:
             raise ConfigError(f"extra endpoint: {error}") from error
 
-    def _publish(self, changes: Changes) -> None:
+    def _publish(self, changes: Changes, revision: int | None = None) -> None:
         for number in changes.removed:
             self._policies.pop(number, None)
         for number in changes.endpoints:
@@ -295,7 +306,7 @@ class ControlServer:
             self._hosts.pop(identity, None)
             if hosts is not None:
                 self._hosts[identity] = hosts
-        if self._server.publish(self._resources()):
+        if self._server.publish(self._resources(), revision=revision):
             self._revision += 1
 
     def _resources(self) -> Resources:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.commands import policies
 from node.console import Console
 from node.parsers import choose_parser
 from node.stopping import MAX_WAIT, Stopped, stop_on_signals
@@ -31,7 +32,17 @@ _PARSERS = click.option(
 
 @click.group("policy")
 def command() -> None:
-    """Check policy documents, or serve them to an Envoy of your own."""
+    """Check policy documents, have an agent enforce them, or serve them yourself."""
+
+
+for _remote in (
+    policies.import_command,
+    policies.get,
+    policies.delete,
+    policies.wait_command,
+    policies.selectors,
+):
+    command.add_command(_remote)
 
 
 @command.command("validate")

@@ -1,0 +1,244 @@
+"""The agent's configuration: one model, and four places that it is read from.
+
+In order of precedence: flags, the environment (``PROXYLIB_POLICY_DIR``), a directory
+of one file per key (``--config-dir``, as a Kubernetes ConfigMap is mounted), a YAML file
+(``--config``), and the defaults.  Keys are written with dashes (``policy-dir``) in files.
+Unknown keys are errors: a setting that nobody reads protects nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import grp
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from socket import gethostname
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from node.errors import UsageError
+from xds.source import DocumentError, read_documents, read_file
+
+ENVIRONMENT = "PROXYLIB_"
+"""What the names of environment variables begin with."""
+
+MAX_SETTING = 4096
+"""Longest value of one setting, characters; the longest path that Linux has."""
+
+_PORTS = re.compile("([0-9]{1,5})-([0-9]{1,5})")
+
+
+def default_run_dir() -> Path:
+    """Where sockets are: /run/proxylib, or the user's own runtime directory."""
+    if os.geteuid() == 0:
+        return Path("/run/proxylib")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/proxylib-{os.getuid()}") / "proxylib"
+
+
+def default_state_dir() -> Path:
+    """Where state is kept: /var/lib/proxylib, or the user's own state directory."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/proxylib")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "proxylib"
+
+
+def default_socket() -> Path:
+    """The REST API's socket: $PROXYLIB_SOCKET, or the one of an agent with the defaults."""
+    named = os.environ.get(f"{ENVIRONMENT}SOCKET")
+    return Path(named) if named else default_run_dir() / "proxylib.sock"
+
+
+def node_address() -> str:
+    """The address that this machine speaks to others from; loopback if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a UDP socket sends nothing: it only chooses the source.
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _group(text: str) -> str:
+    """The name or the number of a group that exists."""
+    try:
+        group_id(text)
+    except KeyError:
+        raise ValueError(f"there is no group {text!r}") from None
+    return text
+
+
+def group_id(text: str) -> int:
+    """The number of the group `text`, a name or a number. Raises KeyError if none is."""
+    return int(text) if text.isascii() and text.isdigit() else grp.getgrnam(text).gr_gid
+
+
+def _ports(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _PORTS.fullmatch(value)
+    if match is None or not 0 < int(match[1]) <= int(match[2]) <= 65535:
+        raise ValueError(f"{value!r} is not a range of ports such as 10000-20000")
+    return int(match[1]), int(match[2])
+
+
+Absolute = Annotated[Path, AfterValidator(lambda path: path.absolute())]
+
+
+class AgentConfig(BaseModel):
+    """What an agent is told. Every field is a key in files, a variable and a flag."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_max_length=MAX_SETTING)
+
+    state_dir: Absolute = Field(
+        default_factory=default_state_dir, description="where state is kept over restarts"
+    )
+    run_dir: Absolute = Field(default_factory=default_run_dir, description="where the sockets are")
+    socket: Absolute | None = Field(
+        None, description="the REST API's socket [default: proxylib.sock in run-dir]"
+    )
+    socket_group: Annotated[str, AfterValidator(_group)] | None = Field(
+        None, description="the group that may use the sockets, beside their owner"
+    )
+    xds_socket: Absolute | None = Field(
+        None, description="the control server's socket [default: xds.sock in run-dir]"
+    )
+    access_log: Absolute | None = Field(
+        None, description="the access log's socket [default: access_log.sock in run-dir]"
+    )
+    policy_dir: Absolute | None = Field(
+        None, description="a directory of policy files, in force as long as they are there"
+    )
+    node_name: str = Field(
+        default_factory=gethostname,
+        min_length=1,
+        max_length=253,
+        description="what this node is called",
+    )
+    node_ip: str = Field(
+        default_factory=node_address, max_length=45, description="this node's own address"
+    )
+    proxy_ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = Field(
+        (10000, 20000), description="the ports that redirects may use"
+    )
+
+    @model_validator(mode="after")
+    def _sockets_differ(self) -> Self:
+        paths = (self.api_path, self.xds_path, self.access_log_path)
+        if len(set(paths)) != len(paths):
+            raise ValueError(f"the three sockets need a path each: {', '.join(map(str, paths))}")
+        return self
+
+    @property
+    def api_path(self) -> Path:
+        return self.socket or self.run_dir / "proxylib.sock"
+
+    @property
+    def xds_path(self) -> Path:
+        return self.xds_socket or self.run_dir / "xds.sock"
+
+    @property
+    def access_log_path(self) -> Path:
+        return self.access_log or self.run_dir / "access_log.sock"
+
+    def settings(self) -> dict[str, str]:
+        """Every setting in force, as a file would have it."""
+        values = self.model_dump() | {
+            "socket": self.api_path,
+            "xds_socket": self.xds_path,
+            "access_log": self.access_log_path,
+            "proxy_ports": "{}-{}".format(*self.proxy_ports),
+        }
+        return {key_of(name): "" if value is None else str(value) for name, value in values.items()}
+
+
+def key_of(field: str) -> str:
+    """How files and flags write the name of a field."""
+    return field.replace("_", "-")
+
+
+def load_config(
+    flags: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    config_dir: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> AgentConfig:
+    """The configuration of all sources together.
+
+    flags: by field name; None is "not given". Raises UsageError with every setting
+    that is wrong, and where it was made.
+    """
+    sources: dict[str, Mapping[str, Any]] = {
+        "the command line": {name: v for name, v in flags.items() if v is not None},
+        "the environment": {
+            name: environment[variable]
+            for name in AgentConfig.model_fields
+            if (variable := ENVIRONMENT + name.upper()) in environment
+        },
+    }
+    if config_dir is not None:
+        sources[str(config_dir)] = _read_directory(config_dir)
+    if config is not None:
+        sources[str(config)] = _read_file(config)
+    merged: dict[str, Any] = {}
+    for values in reversed(sources.values()):
+        merged |= values
+    try:
+        return AgentConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors(include_url=False):
+            name = str(detail["loc"][0]) if detail["loc"] else ""
+            place = next((f" in {place}" for place, v in sources.items() if name in v), "")
+            problems.append(_problem(name, detail["type"], detail["msg"]) + place)
+        raise UsageError("the configuration is wrong:\n  " + "\n  ".join(problems)) from error
+
+
+def _problem(name: str, kind: str, message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not name:
+        return message
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(name, AgentConfig.model_fields, n=1)
+        hint = f"; did you mean {key_of(close[0])!r}?" if close else ""
+        return f"{key_of(name)}: there is no such setting{hint}"
+    return f"{key_of(name)}: {message}"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        documents = read_documents(str(path), read_file(path))
+    except DocumentError as error:
+        raise UsageError(str(error)) from error
+    if not documents:
+        return {}
+    value = documents[0].value
+    if len(documents) > 1 or not isinstance(value, dict):
+        raise UsageError(f"{path}: must be one mapping of settings")
+    return {key.replace("-", "_"): item for key, item in value.items()}
+
+
+def _read_directory(path: Path) -> dict[str, str]:
+    """Files by their names; hidden ones are a ConfigMap's own links."""
+    try:
+        files = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        return {
+            item.name.replace("-", "_"): read_file(item).strip() for item in files if item.is_file()
+        }
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except DocumentError as error:
+        raise UsageError(str(error)) from error

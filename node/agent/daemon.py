@@ -1,0 +1,90 @@
+"""The daemon: one agent of one node, from its first lock to its last socket.
+
+Order matters: what was in force before is published before anybody can subscribe, so
+that an agent that starts again takes nothing away from Envoys that run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from node.agent.config import AgentConfig, group_id
+from node.agent.decisions import Decisions
+from node.agent.folder import PolicyFolder
+from node.agent.node import Node
+from node.agent.repository import Repository
+from node.agent.store import Store
+from node.errors import SetupError
+from xds.control import ControlServer
+from xds.listening import check_socket
+
+
+@contextmanager
+def run(config: AgentConfig) -> Iterator[Node]:
+    """An agent that serves as long as the block lasts.
+
+    Raises NodeError or ProxylibError, and leaves nothing behind, if it cannot start.
+    """
+    # Not before it is needed: the API's libraries take half a second to load.
+    from node.api.app import make_app
+    from node.api.server import ApiServer
+
+    with ExitStack() as stack:
+        _directory(config.run_dir, 0o755)
+        _directory(config.state_dir, 0o700)
+        stack.enter_context(_only_one(config.state_dir / "lock"))
+        for path in (config.api_path, config.xds_path, config.access_log_path):
+            check_socket(path)
+        group = None if config.socket_group is None else group_id(config.socket_group)
+        registry = CollectorRegistry()
+        store = Store(config.state_dir / "state.db")
+        stack.callback(store.close)
+        control = ControlServer(
+            config.xds_path,
+            state_file=config.state_dir / "identities.db",
+            socket_mode=0o600 if group is None else 0o660,
+            socket_group=group,
+        )
+        repository = Repository(store, control)
+        folder = None
+        if config.policy_dir is not None:
+            folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
+        decisions = stack.enter_context(Decisions(config.access_log_path, registry, group=group))
+        stack.callback(control.stop)
+        control.start()
+        node = Node(config, repository, control, decisions, folder)
+        stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))
+        yield node
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold the lock of a state directory. Raises SetupError if another agent does."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(lock, 32).decode("ascii", "replace").strip()
+            raise SetupError(
+                f"another agent{f' (pid {owner})' if owner else ''} has the state directory "
+                f"{path.parent}; stop it, or give this one another --state-dir and --run-dir"
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be made: {error.strerror}") from error

@@ -1,0 +1,97 @@
+"""Endpoints as the agent keeps them: a number, addresses, labels, and who they are outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+from node.agent.documents import show_label
+from xds.endpoints import Endpoint
+from xds.identity import reserved_labels
+from xds.labels import LabelSet, label_set, parse_label
+from xds.services import normal_address
+
+MAX_ENDPOINT_ID = 65535
+"""Endpoints are numbered with 16 bits, on each node by itself."""
+
+EXTERNAL = ("container-id", "k8s-namespace", "k8s-pod-name", "pod-name")
+"""What an endpoint may be called by others."""
+
+
+class EndpointError(ValueError):
+    """An endpoint cannot be as asked for; the text says why."""
+
+
+class UnknownEndpoint(LookupError):
+    """There is no such endpoint."""
+
+
+class AddressTaken(EndpointError):
+    """Another endpoint has the address, or the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEndpoint:
+    """One endpoint of this node. Labels are text, ``source:key=value``, sorted."""
+
+    id: int
+    addresses: tuple[str, ...]
+    labels: tuple[str, ...]
+    external: Mapping[str, str] = field(default_factory=dict)
+    state: str = "ready"
+
+    def label_set(self) -> LabelSet:
+        return label_set(map(parse_label, self.labels))
+
+    def for_engine(self) -> Endpoint:
+        """As the engine knows it."""
+        return Endpoint(self.addresses, self.label_set())
+
+    def address(self, version: int) -> str:
+        """Its IPv4 or IPv6 address; empty if it has none."""
+        return next((a for a in self.addresses if ip_address(a).version == version), "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "addresses": list(self.addresses),
+            "labels": list(self.labels),
+            "external": dict(self.external),
+        }
+
+    @classmethod
+    def from_json(cls, number: int, value: Mapping[str, Any]) -> NodeEndpoint:
+        return cls(number, tuple(value["addresses"]), tuple(value["labels"]), value["external"])
+
+
+def make_endpoint(
+    number: int, addresses: Iterable[str], labels: Iterable[str], external: Mapping[str, str]
+) -> NodeEndpoint:
+    """An endpoint from what a user gave. Raises EndpointError."""
+    if not 0 < number <= MAX_ENDPOINT_ID:
+        raise EndpointError(f"an endpoint's number is from 1 to {MAX_ENDPOINT_ID}, not {number}")
+    try:
+        normal = tuple(normal_address(address) for address in addresses)
+    except ValueError as error:
+        raise EndpointError(str(error)) from error
+    versions = [ip_address(address).version for address in normal]
+    if not normal or len(set(versions)) != len(versions):
+        raise EndpointError("an endpoint has one IPv4 address, one IPv6 address, or one of each")
+    unknown = [key for key in external if key not in EXTERNAL]
+    if unknown:
+        raise EndpointError(
+            f"{unknown[0]!r} is no external identifier (known: {', '.join(EXTERNAL)})"
+        )
+    return NodeEndpoint(number, normal, normal_labels(labels), dict(external))
+
+
+def normal_labels(texts: Iterable[str]) -> tuple[str, ...]:
+    """Labels in their normal spelling, sorted. Raises EndpointError."""
+    try:
+        labels = label_set(map(parse_label, texts))
+    except ValueError as error:
+        raise EndpointError(str(error)) from error
+    if labels.reserved and labels not in reserved_labels().values():
+        raise EndpointError("a reserved: label stands alone, and is one of the known ones")
+    return tuple(show_label(label) for label in labels)

@@ -1,0 +1,22 @@
+"""The parts of a running agent, for those that show or change them (the REST API)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.agent.config import AgentConfig
+from node.agent.decisions import Decisions
+from node.agent.folder import PolicyFolder
+from node.agent.repository import Repository
+from xds.control import ControlServer
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One agent. folder: None without a policy directory."""
+
+    config: AgentConfig
+    repository: Repository
+    control: ControlServer
+    decisions: Decisions
+    folder: PolicyFolder | None = None

@@ -1,0 +1,334 @@
+"""What is in force on this node, and how it changes.
+
+`State` is everything that the agent was told: documents (by REST or from files) and
+endpoints.  A change makes the next state of it, has the control server check and
+publish that, and is on the disk before it is answered; or nothing has changed and the
+error says why.  One change is made at a time, in the order of their revisions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from node.agent.documents import PolicyDocument, load_documents, parse_labels
+from node.agent.endpoints import (
+    MAX_ENDPOINT_ID,
+    AddressTaken,
+    EndpointError,
+    NodeEndpoint,
+    UnknownEndpoint,
+    make_endpoint,
+    normal_labels,
+)
+from node.agent.state import PolicyFile, State, changed_items, differences, load_state
+from node.agent.store import Store
+from proxylib.errors import ConfigError
+from xds.control import ControlServer
+from xds.engine import Change
+from xds.lint import lint
+from xds.source import DocumentError, Problem
+
+MAX_DOCUMENTS = 20_000
+"""Most documents by REST, and most files. A policy has a handful of rules."""
+
+
+class UnknownPolicy(LookupError):
+    """There is no such policy."""
+
+
+class NotOurs(Exception):
+    """The policy comes from a file, and goes with it."""
+
+
+class Full(ConfigError):
+    """There is no room for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A change that is in force here. `warnings` are about what it brought."""
+
+    revision: int
+    names: Sequence[str] = ()
+    warnings: Sequence[Problem] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a revision has got: the subscribers by node id, and what is missing."""
+
+    reached: bool
+    nodes: Sequence[str]
+    waiting: Mapping[str, str]
+
+
+class Repository:
+    """The state of one node, in `store`, served by `control`.
+
+    Raises ConfigError or DocumentError if what is on the disk cannot be put in force.
+    """
+
+    def __init__(self, store: Store, control: ControlServer) -> None:
+        self._store = store
+        self._control = control
+        self._changing = threading.Lock()
+        self._state = State()
+        state = load_state(store.read())
+        self._control.change(_change_of(self._state, state), revision=state.revision)
+        self._state = state
+
+    @property
+    def state(self) -> State:
+        """What is in force now."""
+        return self._state
+
+    def import_text(self, name: str, text: str) -> Changed:
+        """Put the documents of `text` in force, in place of those of the same name.
+
+        name: what messages call the text. Raises DocumentError with all that is wrong.
+        """
+        documents, warnings = self._read(name, text)
+
+        def change(state: State) -> State:
+            found = {d.key: replace(d, revision=state.revision + 1) for d in documents}
+            after = {**state.documents, **found}
+            if len(after) > MAX_DOCUMENTS:
+                raise Full(f"there are {MAX_DOCUMENTS} policies already")
+            following = replace(state, documents=after)
+            _refuse_taken(state, following)
+            return following
+
+        revision = self._change(change)
+        return Changed(revision, [document.key for document in documents], warnings)
+
+    def validate_text(self, name: str, text: str) -> Sequence[Problem]:
+        """The warnings about the documents of `text`. Raises DocumentError."""
+        return self._read(name, text)[1]
+
+    def delete(self, name: str, *, namespace: str = "", kind: str = "") -> Changed:
+        """Delete the policies of this name (namespace and kind empty: of any).
+
+        Raises UnknownPolicy if there is none, NotOurs if one is a file's.
+        """
+
+        def chosen(document: PolicyDocument) -> bool:
+            return (
+                document.name == name
+                and namespace in ("", document.namespace)
+                and kind in ("", document.kind)
+            )
+
+        what = "/".join(part for part in (kind, namespace, name) if part)
+        return self._delete(lambda d: None if chosen(d) else d, f"there is no policy {what!r}")
+
+    def delete_labels(self, labels: Sequence[str]) -> Changed:
+        """Delete the rules that have all of `labels`; none at all: every rule.
+
+        Raises ValueError for what is no label, UnknownPolicy and NotOurs as `delete`.
+        """
+        wanted = parse_labels(labels)
+        what = f"no policy has the labels {', '.join(labels)}" if labels else "there is no policy"
+        return self._delete(lambda document: document.without(wanted), what)
+
+    def put_files(self, files: Mapping[str, str | None]) -> Changed:
+        """Put files of the watched directory in force; text None: the file has gone.
+
+        Raises DocumentError with all that is wrong with any of them.
+        """
+        parsed = {
+            path: None if text is None else self._parse_file(path, text)
+            for path, text in files.items()
+        }
+
+        def change(state: State) -> State:
+            after = dict(state.files)
+            for path, file in parsed.items():
+                if file is None:
+                    after.pop(path, None)
+                    continue
+                documents = tuple(replace(d, revision=state.revision + 1) for d in file.documents)
+                after[path] = replace(file, documents=documents)
+            if len(after) > MAX_DOCUMENTS:
+                raise Full(f"there are {MAX_DOCUMENTS} policy files already")
+            following = replace(state, files=after)
+            _refuse_taken(state, following)
+            return following
+
+        return Changed(self._change(change), list(files))
+
+    def add_endpoint(
+        self,
+        addresses: Sequence[str],
+        labels: Sequence[str],
+        external: Mapping[str, str],
+        number: int | None = None,
+    ) -> NodeEndpoint:
+        """A new endpoint; without a number it gets one. Raises EndpointError."""
+        made: list[NodeEndpoint] = []
+
+        def change(state: State) -> State:
+            wanted = number if number is not None else _free_number(state)
+            endpoint = make_endpoint(wanted, addresses, labels, external)
+            if wanted in state.endpoints:
+                raise AddressTaken(f"there is an endpoint {wanted} already")
+            for other in state.endpoints.values():
+                for address in set(other.addresses) & set(endpoint.addresses):
+                    raise AddressTaken(f"{address} is the address of endpoint {other.id} already")
+            made.append(endpoint)
+            following = wanted % MAX_ENDPOINT_ID + 1 if number is None else state.next_endpoint
+            return replace(
+                state,
+                endpoints={**state.endpoints, wanted: endpoint},
+                next_endpoint=following,
+            )
+
+        self._change(change)
+        return made[-1]
+
+    def set_labels(self, number: int, labels: Sequence[str]) -> NodeEndpoint:
+        """Give an endpoint other labels. Raises UnknownEndpoint, EndpointError."""
+
+        def change(state: State) -> State:
+            before = _endpoint(state, number)
+            after = replace(before, labels=normal_labels(labels))
+            return replace(state, endpoints={**state.endpoints, number: after})
+
+        self._change(change)
+        return _endpoint(self._state, number)
+
+    def change_labels(self, number: int, add: Sequence[str], remove: Sequence[str]) -> NodeEndpoint:
+        """Add labels to an endpoint's, and take others away. Raises as `set_labels`,
+
+        and for a label to be taken away that it does not have.
+        """
+
+        def change(state: State) -> State:
+            before = _endpoint(state, number)
+            gone = normal_labels(remove)
+            missing = set(gone) - set(before.labels)
+            if missing:
+                raise EndpointError(f"endpoint {number} has no label {', '.join(sorted(missing))}")
+            kept = [label for label in before.labels if label not in gone]
+            after = replace(before, labels=normal_labels([*kept, *add]))
+            return replace(state, endpoints={**state.endpoints, number: after})
+
+        self._change(change)
+        return _endpoint(self._state, number)
+
+    def delete_endpoint(self, number: int) -> None:
+        """Raises UnknownEndpoint."""
+
+        def change(state: State) -> State:
+            _endpoint(state, number)
+            return replace(
+                state, endpoints={n: e for n, e in state.endpoints.items() if n != number}
+            )
+
+        self._change(change)
+
+    def progress(self, revision: int) -> Progress:
+        """Which subscribers have acknowledged all of `revision`, or of a later one."""
+        streams = [stream for stream in self._control.server.streams() if stream.connected]
+        nodes = sorted({stream.node_id for stream in streams})
+        if revision > self._state.revision:
+            missing = f"revision {revision} does not exist yet"
+            return Progress(False, nodes, dict.fromkeys(nodes, missing) or {"": missing})
+        waiting = {
+            stream.node_id: stream.reason or "has not answered yet"
+            for stream in streams
+            if stream.revision < revision
+        }
+        return Progress(not waiting, nodes, waiting)
+
+    def _read(self, name: str, text: str) -> tuple[list[PolicyDocument], Sequence[Problem]]:
+        documents = load_documents(name, text, 0)
+        policies = [policy for document in documents for policy in document.policies]
+        return documents, lint(policies, list(self._control.engine.endpoints.values()))
+
+    def _parse_file(self, path: str, text: str) -> PolicyFile:
+        return PolicyFile(text, tuple(load_documents(path, text, 0, path)))
+
+    def _delete(
+        self, keep: Callable[[PolicyDocument], PolicyDocument | None], unknown: str
+    ) -> Changed:
+        names: list[str] = []
+
+        def change(state: State) -> State:
+            touched = [d for d in state.policies() if keep(d) is not d]
+            files = sorted({d.file for d in touched if d.file})
+            if files:
+                raise NotOurs(f"{', '.join(files)} has such a policy; remove it there")
+            if not touched:
+                raise UnknownPolicy(unknown)
+            names[:] = [document.key for document in touched]
+            after = {
+                key: kept if kept is document else replace(kept, revision=state.revision + 1)
+                for key, document in state.documents.items()
+                if (kept := keep(document)) is not None
+            }
+            return replace(state, documents=after)
+
+        return Changed(self._change(change), names)
+
+    def _change(self, change: Callable[[State], State]) -> int:
+        """Make a change; its revision. Raises what `change` or the control server does."""
+        with self._changing:
+            before = self._state
+            after = replace(change(before), revision=before.revision + 1)
+            published = False
+            try:
+                with self._store.change(*changed_items(before, after)):
+                    self._control.change(_change_of(before, after), revision=after.revision)
+                    published = True
+            except ConfigError:
+                if published:
+                    # It is in force and not on the disk: take it back, and count that too.
+                    self._state = replace(before, revision=after.revision)
+                    self._control.change(_change_of(after, before), revision=after.revision)
+                raise
+            self._state = after
+            return after.revision
+
+
+def _change_of(before: State, after: State) -> Change:
+    """What the engine is to be told."""
+    documents, gone = differences(before.by_key(), after.by_key())
+    endpoints, left = differences(before.endpoints, after.endpoints)
+    return Change(
+        policies={key: document.policies for key, document in documents.items()}
+        | dict.fromkeys(gone, ()),
+        endpoints={number: endpoint.for_engine() for number, endpoint in endpoints.items()}
+        | dict.fromkeys(left),
+    )
+
+
+def _refuse_taken(before: State, after: State) -> None:
+    """Raise DocumentError if a document that is new has the name of one from elsewhere."""
+    taken = {document.key: document for document in before.policies()}
+    problems = [
+        Problem(
+            document.policies[0].origin.place,
+            f"{document.key} comes from {taken[document.key].file or 'the API'}; change it there",
+        )
+        for document in after.policies()
+        if document.key in taken and taken[document.key].file != document.file
+    ]
+    if problems:
+        raise DocumentError(problems)
+
+
+def _endpoint(state: State, number: int) -> NodeEndpoint:
+    if number not in state.endpoints:
+        raise UnknownEndpoint(f"there is no endpoint {number}")
+    return state.endpoints[number]
+
+
+def _free_number(state: State) -> int:
+    """The next number that is free; those of endpoints that are gone rest for a while."""
+    for step in range(MAX_ENDPOINT_ID):
+        number = (state.next_endpoint - 1 + step) % MAX_ENDPOINT_ID + 1
+        if number not in state.endpoints:
+            return number
+    raise Full(f"there are {MAX_ENDPOINT_ID} endpoints already")

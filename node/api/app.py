@@ -1,0 +1,126 @@
+"""The API as one application: its paths, its errors, its bounds."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, Counter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from node.agent.node import Node
+from node.api import problems
+from node.api.metrics import NodeCollector
+from node.api.problems import ProblemDetails
+from node.api.routes import endpoint, policy, status
+from xds.source import MAX_FILE
+
+PREFIX = "/v1"
+
+MAX_BODY = MAX_FILE
+"""Largest body of a request, bytes: the largest document."""
+
+
+def make_app(node: Node, registry: CollectorRegistry) -> FastAPI:
+    """The application that speaks for `node`; metrics go to `registry`."""
+    app = FastAPI(
+        title="proxylib agent",
+        version="1",
+        description="Policies, endpoints and state of one node. Errors are RFC 9457 problems.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.node = node
+    app.state.registry = registry
+    for module in (policy, endpoint, status):
+        app.include_router(module.router, prefix=PREFIX)
+    problems.install(app)
+    _describe_problems(app)
+    requests = Counter(
+        "proxylib_api_requests",
+        "Requests to the REST API, by method and status",
+        ("method", "status"),
+        registry=registry,
+    )
+    registry.register(NodeCollector(node))
+    app.add_middleware(_Bounded)
+    app.add_middleware(_Counted, counter=requests)
+    return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """The schema that `problems.responses` refers to."""
+    make = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = make()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "ProblemDetails" not in schemas:
+            schemas["ProblemDetails"] = ProblemDetails.model_json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
+            schemas["ProblemDetails"].pop("$defs", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class _Bounded:
+    """Refuses bodies that are too large, before they are read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            body += message.get("body", b"")
+            if len(body) > MAX_BODY:
+                text = f"the body is larger than {MAX_BODY} bytes; import several documents"
+                answer = problems.problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+                answer.headers["Connection"] = "close"
+                await answer(scope, receive, send)
+                return
+            if not message.get("more_body", False):
+                break
+        await self._app(scope, _replay(bytes(body), receive), send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """`receive` of a request whose body has been read."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+class _Counted:
+    """Counts requests by method and status."""
+
+    _METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"))
+
+    def __init__(self, app: ASGIApp, counter: Counter) -> None:
+        self._app = app
+        self._counter = counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"] if scope["method"] in self._METHODS else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._counter.labels(method, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)

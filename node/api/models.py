@@ -1,0 +1,238 @@
+"""What goes over the wire, in both directions. Names are Cilium's where it has the same."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from xds.source import Problem
+
+MAX_LABELS = 64
+"""Labels of an endpoint, or of one request."""
+
+MAX_LABEL = 1100
+"""Longest label, characters: source, key and value."""
+
+MAX_REVISION = 2**53
+"""Largest number that every JSON reader takes exactly."""
+
+LabelText = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
+LabelTexts = Annotated[list[LabelText], Field(max_length=MAX_LABELS)]
+AddressText = Annotated[str, Field(min_length=2, max_length=45)]
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Wire(BaseModel):
+    """Fields are dashed on the wire; what is sent to us has no unknown ones."""
+
+    model_config = ConfigDict(
+        alias_generator=_dashed, populate_by_name=True, extra="forbid", strict=True
+    )
+
+
+class ProblemPlace(Wire):
+    """One error or warning. Lines and columns count from 1; 0 is "not known"."""
+
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    path: str = ""
+    message: str
+
+    @classmethod
+    def of(cls, problem: Problem) -> Self:
+        place = problem.place
+        return cls(
+            file=place.file,
+            line=place.line,
+            column=place.column,
+            path=place.path,
+            message=problem.message,
+        )
+
+
+class Policy(Wire):
+    """A policy document in force. rules: the labels of each of its rules."""
+
+    kind: str
+    namespace: str
+    name: str
+    source: Literal["api", "file"]
+    file: str
+    revision: int
+    rules: list[list[str]]
+    document: dict[str, Any]
+
+
+class PolicyList(Wire):
+    """The policies in force, and what is wrong with files that are not."""
+
+    revision: int
+    policies: list[Policy]
+    problems: list[ProblemPlace]
+
+
+class Changed(Wire):
+    """A change of the policies: its revision, and which documents it was about."""
+
+    revision: int
+    policies: list[str]
+    warnings: list[ProblemPlace] = []
+
+
+class Validation(Wire):
+    """Whether documents could be put in force."""
+
+    valid: bool
+    errors: list[ProblemPlace]
+    warnings: list[ProblemPlace]
+
+
+class Waited(Wire):
+    """Who has acknowledged a revision. waiting: by node, why it has not."""
+
+    revision: int
+    reached: bool
+    nodes: list[str]
+    waiting: dict[str, str]
+
+
+class SelectorUse(Wire):
+    """A selector of the policies, how many rules use it, and whom it selects."""
+
+    selector: str
+    users: int
+    identities: list[int]
+
+
+class Identity(Wire):
+    """A security identity: a number for a set of labels."""
+
+    id: int
+    labels: list[str]
+    endpoints: int = 0
+
+
+class IdentityRef(Wire):
+    id: int
+    labels: list[str]
+
+
+class Addressing(Wire):
+    ipv4: str = ""
+    ipv6: str = ""
+
+
+class Networking(Wire):
+    addressing: list[Addressing]
+    node: str
+
+
+class External(Wire):
+    """What others call an endpoint."""
+
+    container_id: Annotated[str, Field(max_length=253)] = ""
+    k8s_namespace: Annotated[str, Field(max_length=253)] = ""
+    k8s_pod_name: Annotated[str, Field(max_length=253)] = ""
+    pod_name: Annotated[str, Field(max_length=507)] = ""
+
+
+class Enforcement(Wire):
+    """Whether rules restrict a direction of an endpoint."""
+
+    ingress: bool
+    egress: bool
+
+
+class Endpoint(Wire):
+    """An endpoint, as a CiliumEndpoint's status has it."""
+
+    id: int
+    state: str
+    identity: IdentityRef
+    networking: Networking
+    external_identifiers: External
+    encryption: dict[str, Any]
+    policy: Enforcement
+
+
+class EndpointRequest(Wire):
+    """A new endpoint: one IPv4 address, one IPv6 address, or one of each."""
+
+    id: Annotated[int, Field(ge=1, le=65535)] | None = None
+    addresses: Annotated[list[AddressText], Field(min_length=1, max_length=2)]
+    labels: LabelTexts = []
+    external_identifiers: External = External()
+
+
+class LabelsRequest(Wire):
+    """All labels of an endpoint."""
+
+    labels: LabelTexts
+
+
+class LabelsChange(Wire):
+    """Labels to add to an endpoint's, and labels to take away."""
+
+    add: LabelTexts = []
+    remove: LabelTexts = []
+
+
+class IpEntry(Wire):
+    """Which identity an address, or a range of them, has."""
+
+    cidr: str
+    identity: int
+    endpoint: int | None = None
+
+
+class Redirect(Wire):
+    """Connections of an endpoint that are judged by a parser. proxy_port 0: none yet."""
+
+    endpoint: int
+    direction: Literal["ingress", "egress"]
+    port: int
+    end_port: int
+    parser: str
+    proxy_port: int = 0
+
+
+class Stream(Wire):
+    """What one subscriber of one type of resource has."""
+
+    node: str
+    type: str
+    connected: bool
+    sent: int
+    acked: int
+    nacked: int
+    reason: str
+
+
+class XdsStatus(Wire):
+    """The control server: current versions by type, and every subscriber."""
+
+    versions: dict[str, int]
+    streams: list[Stream]
+
+
+class Component(Wire):
+    """One part of the agent: "Ok", "Warning", "Failure" or "Disabled", and in words."""
+
+    name: str
+    state: Literal["Ok", "Warning", "Failure", "Disabled"]
+    message: str
+
+
+class Health(Wire):
+    """The agent's own state. `state` is the worst of its components'."""
+
+    state: Literal["Ok", "Warning", "Failure"]
+    version: str
+    node: str
+    revision: int
+    components: list[Component]

@@ -1,0 +1,163 @@
+"""``proxylib endpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.commands.remote import agent, remote, show_json
+from node.tables import show, table
+
+_NUMBER = click.argument("number", type=click.IntRange(1, 65535), metavar="ID")
+_LABEL = "LABEL is source:key=value, such as k8s:app=nginx; the source may be left out."
+
+
+@click.group("endpoint")
+def command() -> None:
+    """The endpoints of this node: who has which address and labels."""
+
+
+@command.command("list")
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help="Those that have it.")
+@remote
+def list_command(labels: tuple[str, ...], socket_path: Path | None, as_json: bool) -> None:
+    """List the endpoints: enforcement, identity, labels, addresses, state."""
+    with agent(socket_path) as client:
+        endpoints = client.call("GET", "endpoint", params={"label": list(labels)})
+    if as_json:
+        show_json(endpoints)
+    else:
+        show(endpoint_table(endpoints))
+
+
+@command.command("get")
+@_NUMBER
+@remote
+def get(number: int, socket_path: Path | None, as_json: bool) -> None:
+    """Print one endpoint as JSON, as a CiliumEndpoint's status has it."""
+    with agent(socket_path) as client:
+        show_json(client.call("GET", "endpoint", number))
+
+
+@command.command("add", epilog=_LABEL)
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    required=True,
+    metavar="IP",
+    help="Its address; give an IPv4 and an IPv6 one for both.",
+)
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help="A label; several times.")
+@click.option("--id", "number", type=click.IntRange(1, 65535), help="Its number [default: next].")
+@click.option("--container-id", default="", metavar="ID", help="What a runtime calls it.")
+@click.option("--k8s-namespace", default="", metavar="NAME", help="Its pod's namespace.")
+@click.option("--k8s-pod-name", default="", metavar="NAME", help="Its pod's name.")
+@remote
+def add(
+    addresses: tuple[str, ...],
+    labels: tuple[str, ...],
+    number: int | None,
+    container_id: str,
+    k8s_namespace: str,
+    k8s_pod_name: str,
+    socket_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Add an endpoint, and print its number."""
+    external = {
+        "container-id": container_id,
+        "k8s-namespace": k8s_namespace,
+        "k8s-pod-name": k8s_pod_name,
+    }
+    request: dict[str, Any] = {
+        "addresses": list(addresses),
+        "labels": list(labels),
+        "external-identifiers": external,
+    }
+    if number is not None:
+        request["id"] = number
+    with agent(socket_path) as client:
+        endpoint = client.call("POST", "endpoint", json=request)
+    if as_json:
+        show_json(endpoint)
+    else:
+        click.echo(endpoint["id"])
+
+
+@command.command("labels", epilog=_LABEL)
+@_NUMBER
+@click.option("--add", "added", multiple=True, metavar="LABEL", help="A label more.")
+@click.option("--delete", "deleted", multiple=True, metavar="LABEL", help="A label less.")
+@click.option("--set", "wanted", multiple=True, metavar="LABEL", help="In place of all.")
+@remote
+def labels_command(
+    number: int,
+    added: tuple[str, ...],
+    deleted: tuple[str, ...],
+    wanted: tuple[str, ...],
+    socket_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Print an endpoint's labels, or change them first: it gets another identity."""
+    if wanted and (added or deleted):
+        raise click.UsageError("--set stands for all labels: give no --add and no --delete then")
+    with agent(socket_path) as client:
+        if wanted:
+            request: dict[str, Any] = {"labels": list(wanted)}
+            endpoint = client.call("PUT", "endpoint", number, "labels", json=request)
+        elif added or deleted:
+            request = {"add": list(added), "remove": list(deleted)}
+            endpoint = client.call("PATCH", "endpoint", number, "labels", json=request)
+        else:
+            endpoint = client.call("GET", "endpoint", number)
+    if as_json:
+        show_json(endpoint["identity"])
+    else:
+        show("\n".join(endpoint["identity"]["labels"]))
+
+
+@command.command("delete")
+@click.argument("numbers", nargs=-1, required=True, type=click.IntRange(1, 65535), metavar="ID...")
+@remote
+def delete(numbers: tuple[int, ...], socket_path: Path | None, as_json: bool) -> None:
+    """Delete endpoints: their addresses are nobody's then."""
+    with agent(socket_path) as client:
+        for number in numbers:
+            client.call("DELETE", "endpoint", number)
+    if as_json:
+        show_json(list(numbers))
+
+
+def endpoint_table(endpoints: list[dict[str, Any]]) -> str:
+    """The endpoints as ``cilium endpoint list`` shows them."""
+    header = (
+        "ENDPOINT",
+        ("POLICY (ingress)", "ENFORCEMENT"),
+        ("POLICY (egress)", "ENFORCEMENT"),
+        "IDENTITY",
+        "LABELS (source:key[=value])",
+        "IPv6",
+        "IPv4",
+        "STATUS",
+    )
+    rows = [
+        (
+            str(endpoint["id"]),
+            _enforcement(endpoint["policy"]["ingress"]),
+            _enforcement(endpoint["policy"]["egress"]),
+            str(endpoint["identity"]["id"]),
+            endpoint["identity"]["labels"],
+            [a.get("ipv6", "") for a in endpoint["networking"]["addressing"]],
+            [a.get("ipv4", "") for a in endpoint["networking"]["addressing"]],
+            endpoint["state"],
+        )
+        for endpoint in endpoints
+    ]
+    return table(header, rows)
+
+
+def _enforcement(enforcing: bool) -> str:
+    return "Enabled" if enforcing else "Disabled"

@@ -1,0 +1,41 @@
+"""``proxylib status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.commands.remote import agent, remote, show_json
+from node.tables import lines, show
+
+
+@click.command("status")
+@click.option("--brief", is_flag=True, help='Only "Ok", or what is not.')
+@remote
+def command(brief: bool, socket_path: Path | None, as_json: bool) -> None:
+    """How the agent and its parts are.
+
+    Exit status: 0 all is well (warnings included), 1 a part has failed, 3 no agent.
+    """
+    with agent(socket_path) as client:
+        health = client.call("GET", "healthz")
+    if as_json:
+        show_json(health)
+    elif brief:
+        bad = [c for c in health["components"] if c["state"] in ("Warning", "Failure")]
+        show(lines((c["name"], _value(c)) for c in bad) or "Ok")
+    else:
+        show(lines((c["name"], _value(c)) for c in health["components"]))
+    if health["state"] == "Failure":
+        raise SystemExit(1)
+
+
+def _value(component: dict[str, Any]) -> str:
+    state, message = component["state"], component["message"]
+    if component["name"] == "Proxy Status":
+        return f"{state.upper()}, {message}"
+    if component["name"] == "Controller Status":
+        return str(message)
+    return f"{state}   {message}"

@@ -1,0 +1,116 @@
+"""What is on the disk, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from node.agent.store import Store
+from proxylib.errors import ConfigError
+from tests.node.conftest import ROOT
+
+A, B = ("kind", "a"), ("kind", "b")
+
+
+def test_changes_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = Store(path)
+    assert store.read() == {}
+    with store.change({A: 1, B: {"text": "é"}}, ()):
+        pass
+    with store.change({A: 2}, [B]):
+        pass
+    store.close()
+    again = Store(path)
+    assert again.read() == {A: 2}
+    again.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_block_that_raises_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    with pytest.raises(ValueError, match="refused"), store.change({A: 1}, ()):
+        raise ValueError("refused")
+    assert store.read() == {}
+    with store.change({B: 1}, ()):
+        pass
+    assert store.read() == {B: 1}
+    store.close()
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    with store.change({A: 1}, ()):
+        pass
+    store._database.execute("PRAGMA max_page_count=8")
+    with (
+        pytest.raises(ConfigError, match="cannot be written"),
+        store.change({A: 2, B: "x" * 100_000}, ()),
+    ):
+        pass
+    assert store.read() == {A: 1}
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0garbage"])
+def test_a_file_that_is_not_ours(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="move it away"):
+        Store(path)
+    assert path.read_bytes() == content
+
+
+def test_another_format(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version=99")
+    database.close()
+    with pytest.raises(ConfigError, match="format 99"):
+        Store(path)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from node.agent.store import Store
+store = Store(Path(sys.argv[1]))
+for number in range(1_000_000):
+    after = {("n", str(i)): number for i in range(20)}
+    with store.change(after, [("n", str(number % 20))]):
+        pass
+    print(number, flush=True)
+"""
+
+
+def test_kill_at_any_moment(tmp_path: Path) -> None:
+    """What was acknowledged is there, and never half of a change."""
+    path = tmp_path / "state.db"
+    for round_ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.01 + 0.013 * round_)
+        os.kill(process.pid, signal.SIGKILL)
+        rest = process.stdout.read().split("\n")
+        process.wait()
+        process.stdout.close()
+        acknowledged = int(rest[-2]) if len(rest) > 1 else 0
+        store = Store(path)
+        items = store.read()
+        store.close()
+        assert len(items) == 20
+        (number,) = set(items.values())
+        assert number in (acknowledged, acknowledged + 1)
+        path.unlink()
+        for other in tmp_path.glob("state.db-*"):
+            other.unlink()

@@ -1,0 +1,131 @@
+"""Endpoints, identities and addresses over the API."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.node.agents import Agent, r2d2
+
+
+def test_an_endpoint_reads_like_a_cilium_endpoint(agent: Agent) -> None:
+    external = {"container-id": "c0ffee", "k8s-namespace": "default", "k8s-pod-name": "nginx-0"}
+    added = agent.add_endpoint(
+        "172.27.2.23", "k8s:app=nginx", **{"external-identifiers": external, "id": 2318}
+    )
+    assert added.status_code == 201
+    assert added.headers["location"] == "/v1/endpoint/2318"
+    endpoint = agent.get("/endpoint/2318")
+    assert endpoint == added.json()
+    identity = endpoint["identity"]["id"]
+    assert identity >= 256
+    assert endpoint == {
+        "id": 2318,
+        "state": "ready",
+        "identity": {"id": identity, "labels": ["k8s:app=nginx"]},
+        "networking": {"addressing": [{"ipv4": "172.27.2.23"}], "node": "127.0.0.1"},
+        "external-identifiers": external,
+        "encryption": {},
+        "policy": {"ingress": False, "egress": False},
+    }
+
+
+def test_same_labels_same_identity(agent: Agent) -> None:
+    for number in range(3):
+        agent.add_endpoint(f"10.0.0.{number}", "k8s:app=nginx", "container:tier=back")
+    agent.add_endpoint("10.0.1.1", "k8s:app=alpine")
+    endpoints = agent.get("/endpoint")
+    assert [e["id"] for e in endpoints] == [1, 2, 3, 4]
+    first, *others = [e["identity"]["id"] for e in endpoints]
+    assert others[:2] == [first, first]
+    assert others[2] != first
+    users = {i["id"]: i["endpoints"] for i in agent.get("/identity")}
+    assert users[first] == 3
+    assert users[1] == 0
+    assert agent.get(f"/identity/{first}")["labels"] == [
+        "container:tier=back",
+        "k8s:app=nginx",
+    ] or (agent.get(f"/identity/{first}")["labels"] == ["k8s:app=nginx", "container:tier=back"])
+    assert [e["id"] for e in agent.get("/endpoint", label=["app=alpine"])] == [4]
+    assert {e["cidr"]: e["identity"] for e in agent.get("/ip")}["10.0.0.2/32"] == first
+    assert agent.http.get("/identity/4711").status_code == 404
+
+
+def test_enforcement_follows_policies_and_labels(agent: Agent) -> None:
+    agent.add_endpoint("10.0.0.1", "app=r2d2")
+    assert agent.get("/endpoint/1")["policy"] == {"ingress": False, "egress": False}
+    agent.put_policy(r2d2())
+    assert agent.get("/endpoint/1")["policy"] == {"ingress": True, "egress": False}
+    assert agent.get("/redirects")[0]["parser"] == "r2d2"
+    before = agent.get("/endpoint/1")["identity"]["id"]
+    changed = agent.http.patch("/endpoint/1/labels", json={"add": ["x=y"], "remove": ["app=r2d2"]})
+    assert changed.json()["identity"]["labels"] == ["unspec:x=y"]
+    assert changed.json()["identity"]["id"] != before
+    assert changed.json()["policy"]["ingress"] is False
+    put = agent.http.put("/endpoint/1/labels", json={"labels": ["app=r2d2"]})
+    assert put.json()["identity"]["id"] == before
+    assert agent.http.delete("/endpoint/1").status_code == 204
+    assert agent.http.get("/endpoint/1").status_code == 404
+    assert agent.get("/ip") == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"addresses": []},
+        {"addresses": ["10.0.0.256"]},
+        {"addresses": ["10.0.0.1", "10.0.0.2"]},
+        {"addresses": ["fe80::1%eth0"]},
+        {"addresses": ["::ffff:10.0.0.1"]},
+        {"addresses": ["10.0.0.1"], "labels": ["a b"]},
+        {"addresses": ["10.0.0.1"], "labels": ["a=1", "a=2"]},
+        {"addresses": ["10.0.0.1"], "labels": ["reserved:host", "a=2"]},
+        {"addresses": ["10.0.0.1"], "labels": ["x" * 2000]},
+        {"addresses": ["10.0.0.1"], "labels": ["a\u0000b"]},
+        {"addresses": ["10.0.0.1"], "id": 0},
+        {"addresses": ["10.0.0.1"], "id": 65536},
+        {"addresses": ["10.0.0.1"], "unknown": 1},
+        {"addresses": "10.0.0.1"},
+        [],
+    ],
+)
+def test_what_is_no_endpoint(agent: Agent, request_: object) -> None:
+    answer = agent.http.post("/endpoint", json=request_)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"]
+    assert agent.get("/endpoint") == []
+
+
+def test_an_address_belongs_to_one(agent: Agent) -> None:
+    assert agent.add_endpoint("fd00::1").status_code == 201
+    taken = agent.add_endpoint("fd00:0::0001")
+    assert taken.status_code == 409
+    assert "endpoint 1" in taken.json()["detail"]
+    assert agent.add_endpoint("10.0.0.1", id=1).status_code == 409
+    assert agent.http.patch("/endpoint/1/labels", json={"remove": ["a=b"]}).status_code == 422
+    assert agent.http.delete("/endpoint/2").status_code == 404
+
+
+def test_numbers_are_not_given_again_at_once(agent: Agent) -> None:
+    agent.add_endpoint("10.0.0.1")
+    agent.http.delete("/endpoint/1")
+    assert agent.add_endpoint("10.0.0.1").json()["id"] == 2
+
+
+def test_concurrent_writers_of_endpoints(agent: Agent) -> None:
+    answers: list[int] = []
+
+    def add(number: int) -> None:
+        # Two ask for each address: one gets it.
+        answers.append(agent.add_endpoint(f"10.0.0.{number // 2}", f"n={number}").status_code)
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [201] * 8 + [409] * 8
+    endpoints = agent.get("/endpoint")
+    assert [e["id"] for e in endpoints] == list(range(1, 9))
+    assert agent.get("/policy")["revision"] == 8

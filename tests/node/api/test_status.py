@@ -1,0 +1,66 @@
+"""Health, configuration, metrics, and what holds for every path."""
+
+from __future__ import annotations
+
+import socket
+
+from tests.node.agents import Agent, r2d2
+
+
+def test_health(agent: Agent) -> None:
+    agent.put_policy(r2d2())
+    agent.add_endpoint("10.0.0.1", "app=r2d2")
+    health = agent.get("/healthz")
+    assert health["state"] == "Ok"
+    assert health["node"] == "node-1"
+    components = {c["name"]: c for c in health["components"]}
+    assert components["Proxy Status"]["message"] == (
+        "ip 127.0.0.1, 1 redirects active on ports 10000-20000"
+    )
+
+
+def test_config(agent: Agent) -> None:
+    config = agent.get("/config")
+    assert config["socket"] == str(agent.config.api_path)
+    assert config["proxy-ports"] == "10000-20000"
+
+
+def test_metrics(agent: Agent) -> None:
+    agent.put_policy(r2d2())
+    agent.put_policy("nonsense")
+    answer = agent.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = answer.text.splitlines()
+    assert "proxylib_policy_revision 1.0" in lines
+    assert "proxylib_policies 1.0" in lines
+    assert 'proxylib_api_requests_total{method="PUT",status="422"} 1.0' in lines
+
+
+def test_unknown_paths_and_methods_are_problems(agent: Agent) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("POST", "/policy", 405),
+        ("BREW", "/policy", 405),
+        ("GET", "/endpoint/x", 422),
+        ("GET", "/endpoint/-1", 422),
+        ("GET", "/policy/revisions/" + "9" * 400, 422),
+        ("GET", "/policy/revisions/1?timeout=nan", 422),
+    ):
+        answer = agent.http.request(method, path)
+        assert answer.status_code == status, (path, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
+
+
+def test_garbage_on_the_socket_hurts_nobody(agent: Agent) -> None:
+    for garbage in (b"\0" * 4096, b"GET / HTTP/9\r\n\r\n", b"GET /" + b"x" * 200_000):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(agent.config.api_path))
+            try:
+                client.sendall(garbage)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(65536):
+                    pass
+            except OSError:
+                pass
+    assert agent.get("/healthz")["state"] == "Ok"
