@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import socket
+import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -24,7 +26,10 @@ from node.envoy import EnvoyProcess, find_envoy
 from tests.integration.waiting import until
 from xds.ads import bootstrap
 from xds.ads.clusters import Upstream
+from xds.ads.ports import ProxyPorts, is_free
+from xds.ads.redirects import Redirects
 from xds.ads.resources import Direction, NodeConfig, Redirect, build
+from xds.ads.secrets import read_secret
 from xds.ads.types import CLUSTER, ENDPOINTS, LISTENER
 from xds.control import ControlServer
 from xds.subscription import StreamStatus
@@ -273,6 +278,7 @@ def test_an_updated_cluster_is_warm_at_once(node: Node) -> None:
         node.publish(node.build(node.redirect(), max_connections=4321))
         assert node.settled()
         assert client.ask(b"HALT") == b"HALT"
+    assert node.stat("cluster.to=droids.init_fetch_timeout") == 0, "and not only after 15 s"
     assert node.stat("cluster_manager.warming_clusters") == 0
     assert node.stat("cluster_manager.cluster_modified") == 1
     assert "max_connections::4321" in node.envoy.ask("/clusters")[1]
@@ -302,6 +308,135 @@ def test_reconnecting_changes_nothing(node: Node) -> None:
         assert client.ask(b"HALT") == b"HALT"
     assert node.stat("listener_manager.lds.update_success") == updates, "nothing was sent"
     assert node.stat("listener_manager.listener_modified") == 0
+
+
+def test_a_port_that_somebody_else_has_is_left_to_them(node: Node) -> None:
+    """Envoy finds out; the redirect moves, and the ones beside it stay."""
+    discovery = node.control.discovery
+    with socket.create_server((HOST, 0)) as somebody:
+        taken: int = somebody.getsockname()[1]
+        # They came between our look and Envoy's.
+        ports = ProxyPorts(first=taken, last=taken + 50, free=lambda n: n == taken or free_now(n))
+        redirects = Redirects(node.config, ports, discovery.publish)
+        servers = [Upstream("droids", ((HOST, node.droid.port),))]
+        moving = node.redirect(direction=Direction.BOTH, port=0)
+        name = moving.name
+        assert redirects.put([node.redirect(), moving], servers)[name] == taken
+        until(lambda: bool(node.status(LISTENER).reason))
+        assert node.status(LISTENER).refused == (name,)
+        moved = redirects.resolve(discovery.streams())
+        assert set(moved) == {name}
+        assert moved[name] > taken
+        assert node.settled(), discovery.streams()
+        assert verdict(moved[name], b"HALT") == b"HALT"
+        assert verdict(node.port, b"HALT") == b"HALT"
+    assert node.stat("listener_manager.listener_modified") == 0
+
+
+def free_now(number: int) -> bool:
+    return is_free(number, (HOST,))
+
+
+def test_tls_is_terminated_and_certificates_are_renewed(node: Node, tmp_path: Path) -> None:
+    """The parser judges what is inside TLS; a renewed certificate is no new listener."""
+    secret = {name: certificate(tmp_path, name) for name in ("old", "new")}
+    listener = node.redirect(port=free_port(), terminating="front")
+    servers = [Upstream("droids", ((HOST, node.droid.port),))]
+    listeners = []
+    for name, (cert, key) in secret.items():
+        front = read_secret("front", certificate=cert, private_key=key)
+        node.publish(build(node.config, [listener], servers, [front]))
+        assert node.settled()
+        until(lambda port=listener.port: not refuses(port))
+        context = ssl.create_default_context(cafile=cert)
+        with (
+            socket.create_connection((HOST, listener.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=name) as client,
+        ):
+            client.sendall(b"HALT\r\nRESET\r\n")
+            answer = b""
+            while answer.count(b"\n") < 2:
+                answer += client.recv(100) or b"closed\n"
+            assert sorted(answer.split()) == [b"ERROR", b"HALT"]
+        listeners.append(replace(node.status(LISTENER), revision=0))
+    assert listeners[0] == listeners[1]
+
+
+def test_tls_goes_on_to_a_server_that_has_the_name(node: Node, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "droid.example")
+    other, _ = certificate(tmp_path, "other.example")
+    front = read_secret("front", certificate=cert, private_key=key)
+    listener = node.redirect(port=free_port(), terminating="front", originating="back")
+    with tls_server(cert, key) as address:
+        servers = [Upstream("droids", ((HOST, address.port),))]
+        for trusted, expected in ((cert, b"HALT\r\n"), (other, b"")):
+            back = read_secret("back", trusted_ca=trusted)
+            node.publish(build(node.config, [listener], servers, [front, back]))
+            assert node.settled()
+            until(lambda: not refuses(listener.port))
+            assert tls_ask(listener.port, cert, "droid.example") == expected
+
+
+def tls_ask(port: int, cert: Path, name: str) -> bytes:
+    """The answer to one request; empty if the connection is closed, at whatever point."""
+    context = ssl.create_default_context(cafile=cert)
+    with socket.create_connection((HOST, port), timeout=10) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=name) as client:
+                client.sendall(b"HALT\r\n")
+                return client.recv(100)
+        except (ConnectionError, ssl.SSLError):
+            return b""
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for `name` that is its own authority, and its key."""
+    cert, key = folder / f"{name}.crt", folder / f"{name}.key"
+    subprocess.run(
+        [
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ],
+            *("-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
+@contextmanager
+def tls_server(cert: Path, key: Path) -> Iterator[Address]:
+    """Answers what it is told, to those that speak TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                with context.wrap_socket(self.request, server_side=True) as client:
+                    while data := client.recv(1000):
+                        client.sendall(data)
+            except (OSError, ssl.SSLError):
+                pass  # a client that does not trust us
+
+    with socketserver.ThreadingTCPServer((HOST, 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield Address(HOST, server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class Traffic:
