@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from xds import cilium, kubernetes
+from xds import cilium, kubernetes, model
 from xds.policy import Policy
 from xds.quarantine import load_quarantined
+from xds.shape import Shape
 from xds.source import Document, DocumentError, Problem
 
 KINDS: dict[str, Callable[[Document], list[Policy]]] = {
@@ -20,6 +21,13 @@ KINDS: dict[str, Callable[[Document], list[Policy]]] = {
     "NetworkPolicy": kubernetes.network_policy,
 }
 """How to load each kind of document."""
+
+SHAPES: dict[str, type[Shape]] = {
+    "CiliumNetworkPolicy": model.CiliumNetworkPolicy,
+    "CiliumClusterwideNetworkPolicy": model.CiliumClusterwideNetworkPolicy,
+    "NetworkPolicy": kubernetes.NetworkPolicy,
+}
+"""What a document of each kind looks like."""
 
 
 class Loaded(NamedTuple):

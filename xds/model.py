@@ -361,7 +361,11 @@ class _CiliumPolicy(Shape):
     metadata: Metadata
     summary: Optional[str] = None
     spec: Optional[Spec] = None
-    specs: Optional[Annotated[list[Spec], BeforeValidator(_one_or_many)]] = None
+    specs: Optional[
+        Annotated[
+            list[Spec], BeforeValidator(_one_or_many, json_schema_input_type=list[Spec] | Spec)
+        ]
+    ] = None
     status: Any = None
 
     @model_validator(mode="after")

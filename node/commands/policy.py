@@ -81,6 +81,21 @@ def validate(
         raise SystemExit(1)
 
 
+@command.command("schema")
+@_PARSERS
+def schema(parsers: tuple[str, ...]) -> None:
+    """Print a JSON schema of policy documents, for editors.
+
+    An editor with YAML's language server takes it from a document's first line:
+    # yaml-language-server: $schema=policy.schema.json
+    """
+    from xds.schema import document_schema
+
+    for parser in parsers:
+        choose_parser(parser)
+    click.echo(json.dumps(document_schema(), indent=1))
+
+
 @command.command("serve")
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="FILE...")
 @click.option("--socket", "socket_path", required=True, type=_FILE, metavar="PATH")

@@ -309,6 +309,12 @@ def test_accesslog_has_a_place_of_its_own(tmp_path: Path, command: Callable[...,
     assert running.end() == 0
 
 
+def test_policy_schema_is_one_json_document() -> None:
+    result = call("policy", "schema")
+    assert result.exit_code == 0
+    assert json.loads(result.output)["properties"]["kind"]["enum"][0] == "CiliumNetworkPolicy"
+
+
 @pytest.mark.parametrize("name", ["r2d2", "memcache", "kafka"])
 def test_a_generated_configuration_is_one_that_envoy_takes(name: str, tmp_path: Path) -> None:
     result = call("gen-config", name, "--folder", tmp_path)
