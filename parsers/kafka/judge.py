@@ -64,11 +64,15 @@ class Wait(NamedTuple):
 
 
 class Allow(NamedTuple):
-    """The request may go on. The rest is for its reply: see Owed."""
+    """The request may go on. listing and session are for its reply: see Owed.
+
+    until: index behind all that this rests on; 0 if it rests on more than the request.
+    """
 
     topics: Sequence[bytes] = ()
     listing: Listing | None = None
     session: frozenset[bytes] | None = None
+    until: int = 0
 
 
 class Ask(NamedTuple):
@@ -175,7 +179,7 @@ def judge(state: State, request: Request, data: bytes, size: int, *, final: bool
     read = reader(key, version)
     if read is None:
         if grant.bare:
-            return Allow()
+            return Allow(until=body)
         if key == roles.INIT_PRODUCER_ID and _no_transaction(data, body, end, version):
             # A number for an idempotent producer. Whoever may see topics gets one,
             # and so learns from its Produce request what it may not do.
@@ -185,10 +189,12 @@ def judge(state: State, request: Request, data: bytes, size: int, *, final: bool
     ids: list[bytes] = []
     judged = grant.bare and not grant.any
     limit = min(end, size) if judged else min(end, start + LOOK)
+    last = 0
     try:
         if (last := read(data, body, limit, names, ids)) > end:
             raise Short(last)
     except Short as short:
+        last = 0
         wait = _wait(short, start, end, size)
         if judged:
             if short.end - start > MAX_SEEN:
@@ -201,7 +207,9 @@ def judge(state: State, request: Request, data: bytes, size: int, *, final: bool
         unknown = [topic_id for topic_id in ids if topic_id not in known]
     if not judged:
         names += map(show_id, unknown)
-        return Allow(names) if grant.any else Refuse(names)
+        if not grant.any:
+            return Refuse(names)
+        return Allow(names, until=0 if unknown or last > size else last)
     if not all(map(grant.topic, names)):
         if key == roles.METADATA and names == [ALL]:
             return Allow(names, Listing(client))
@@ -211,10 +219,10 @@ def judge(state: State, request: Request, data: bytes, size: int, *, final: bool
             return Ask(unknown)
         return Refuse([*names, *map(show_id, unknown)], answers.UNKNOWN_TOPIC_ID, partly=True)
     if key == roles.FETCH and version >= _FIRST_SESSIONS:
-        return _judge_session(state, request, data, grant, names)
+        return _judge_session(state, request, data, grant, names, last)
     if key == roles.SHARE_FETCH:
         return _judge_share_session(state, request, data, grant, names)
-    return Allow(names)
+    return Allow(names, until=last)
 
 
 _FIRST_SESSIONS = 7
@@ -231,13 +239,15 @@ def _no_transaction(data: bytes, body: int, limit: int, version: int) -> bool:
 
 
 def _judge_session(
-    state: State, request: Request, data: bytes, grant: Grant, names: list[bytes]
+    state: State, request: Request, data: bytes, grant: Grant, names: list[bytes], last: int
 ) -> Verdict:
     """A fetch that goes on with a session fetches topics that it does not name."""
     at = request.body + schema.request(request.key, request.version).offset("SessionId")
     session, epoch = _SESSION.unpack_from(data, at)
-    if epoch <= 0:
-        return Allow(names, session=frozenset(names) if epoch == 0 else None)
+    if epoch < 0:
+        return Allow(names, until=last)
+    if epoch == 0:
+        return Allow(names, session=frozenset(names))
     topics = state.extend_session(session, names)
     if topics is None or not all(map(grant.topic, topics)):
         return Refuse(names, answers.FETCH_SESSION_ID_NOT_FOUND)

@@ -46,21 +46,24 @@ _HEADER = Struct(">ii")
 _RESPONSE = EntryType.Response
 _ERRORS = ("ErrorCode", "PartitionErrorCode")
 
-FindError = Callable[[bytes, int, int], int | None]
-"""``find(data, at, limit)``: the first error code of a response's body, if it has one
-before `limit`."""
+FindError = Callable[[bytes, int, int], tuple[int, int] | None]
+"""``find(data, at, limit)``: the first error code of a response's body, and the index behind
+it, if it has one before `limit`."""
 
 
 class Replies:
     """The reply direction of one connection."""
 
-    __slots__ = ("_last_byte", "_requests", "_state")
+    __slots__ = ("_errors", "_last_byte", "_requests", "_state")
 
     def __init__(self, state: State, requests: Requests) -> None:
         self._state = state
         self._requests = requests
         self._last_byte = False
         """Whether all but the last byte of a reply has passed."""
+        self._errors: dict[tuple[int, int], tuple[bytes, int]] = {}
+        """The last reply of each API and version, from behind its correlation id to its
+        error code; and the error. Servers say the same again and again."""
 
     def on_data(self, data: bytes, ops: list[int]) -> None:
         """Follow the replies at the front of `data`."""
@@ -131,14 +134,31 @@ class Replies:
             "api_version": owed.version,
             "correlation_id": owed.correlation,
         }
-        find = _error_finder(owed.key, owed.version)
-        try:
-            error = find(data, _body(owed, data, at, limit), limit) if find else None
-        except Short:
-            error = None
+        error = self._error(owed, data, at, limit)
         if error is not None:
             fields["error_code"] = error
         self._state.connection.log(_RESPONSE, fields)
+
+    def _error(self, owed: Owed, data: bytes, at: int, limit: int) -> int | None:
+        """The first error code in a reply, 0 for none; None if it cannot be seen."""
+        kind = (owed.key, owed.version)
+        start = at + _HEADER.size
+        known = self._errors.get(kind)
+        if known is not None and data.startswith(known[0], start):
+            head, error = known
+            if start + len(head) <= limit:
+                return error
+        if (find := _error_finder(*kind)) is None:
+            return None
+        try:
+            found = find(data, _body(owed, data, at, limit), limit)
+        except Short:
+            return None
+        if found is None:
+            return None
+        error, end = found
+        self._errors[kind] = (data[start:end], error)
+        return error
 
     def _versions(self, owed: Owed, data: bytes, at: int, end: int, ops: list[int]) -> None:
         """Pass an ApiVersions reply, or one in its place with less in it."""
@@ -303,7 +323,7 @@ def _finder(layout: Layout) -> FindError | None:
         return None
     flexible = layout.flexible
 
-    def find(data: bytes, at: int, limit: int) -> int | None:
+    def find(data: bytes, at: int, limit: int) -> tuple[int, int] | None:
         for skip, inside in steps:
             if inside is not None:
                 if skip is None:
@@ -318,7 +338,7 @@ def _finder(layout: Layout) -> FindError | None:
     return find
 
 
-def _int16(data: bytes, at: int, limit: int) -> int | None:
+def _int16(data: bytes, at: int, limit: int) -> tuple[int, int]:
     if at + 2 > limit:
         raise Short(at + 2)
-    return int.from_bytes(data[at : at + 2], "big", signed=True)
+    return int.from_bytes(data[at : at + 2], "big", signed=True), at + 2

@@ -16,12 +16,13 @@ request for all topics the reply is left those that are allowed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 from parsers.kafka import answers, roles, schema
 from parsers.kafka.judge import (
     HEADER,
+    MAX_REQUEST,
     Allow,
     Ask,
     OtherVersion,
@@ -31,6 +32,7 @@ from parsers.kafka.judge import (
     judge,
     next_request,
 )
+from parsers.kafka.rule import Grants
 from parsers.kafka.state import OWN_QUERY, Listing, Owed, State
 from parsers.kafka.topics import NO_ID
 from parsers.kafka.wire import Source, Values, decode, encode
@@ -40,6 +42,9 @@ MAX_HELD = 256 << 10
 """Most bytes of requests held while we ask for topic ids."""
 
 MAX_HELD_REQUESTS = 256
+
+MAX_HEAD = 256
+"""Most bytes of an allowed request that are remembered, per API and version."""
 
 MAX_ASKED = 5_000
 """Most topic ids in one request of ours."""
@@ -62,13 +67,32 @@ class Refusal(NamedTuple):
     steps: Generator[int, None, Values]
 
 
+class Allowed(NamedTuple):
+    """The last allowed request of an API and version, as far as its verdict rests on it.
+
+    Clients say the same again and again, but for the correlation id and what is behind
+    the topics. head: from the client id on, to the end of the last topic. It holds under
+    these grants, while no topic id has lost its name (forgotten). fields: for the log.
+    """
+
+    head: bytes
+    grants: Grants
+    forgotten: int
+    fields: Mapping[str, str | bytes | int | Sequence[bytes]]
+    key: int
+    version: int
+    answered: bool
+
+
 class Requests:
     """The request direction of one connection."""
 
-    __slots__ = ("_asked", "_held", "_refusal", "_state")
+    __slots__ = ("_allowed", "_asked", "_held", "_refusal", "_state")
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._allowed: dict[bytes, Allowed] = {}
+        """By API key and version, as they stand in the request."""
         self._refusal: Refusal | None = None
         self._held: list[bytes] = []
         """Whole requests that wait for the reply to a request of ours."""
@@ -82,6 +106,11 @@ class Requests:
         if self._refusal is not None:
             at = self._read_refused(self._refusal, data, 0, ops)
         while 0 <= at < size:
+            known = self._allowed.get(data[at + 4 : at + 8])
+            if known is not None and (end := self._again(known, data, at)):
+                ops += (PASS, end - at)
+                at = end
+                continue
             request = next_request(data, at, size)
             if not isinstance(request, Wait) and self._held:
                 missing = self._room_for(request.end - at, request.end - size)
@@ -120,6 +149,8 @@ class Requests:
                 break
             if isinstance(verdict, Allow):
                 self._allow(request, verdict)
+                if 0 < verdict.until <= min(at + MAX_HEAD, size):
+                    self._remember(request, verdict, data)
                 ops += (PASS, request.end - at)
                 at = request.end
             else:
@@ -139,16 +170,39 @@ class Requests:
             _, _, _, key, version, correlation, *_ = request
             self._state.owe(Owed(correlation, key, version, b"", verdict.listing, verdict.session))
 
+    def _remember(self, request: Request, verdict: Allow, data: bytes) -> None:
+        start, _, _, key, version, _, _, _, answered = request
+        state = self._state
+        self._allowed[data[start + 4 : start + 8]] = Allowed(
+            data[start + HEADER.size : verdict.until],
+            state.grants,
+            state.forgotten,
+            _fields(request, verdict.topics),
+            key,
+            version,
+            answered,
+        )
+
+    def _again(self, known: Allowed, data: bytes, at: int) -> int:
+        """Allow a request that says the same as one before; returns its end, 0 if it does not."""
+        state = self._state
+        if (
+            not data.startswith(known.head, at + HEADER.size)
+            or known.grants is not state.grants
+            or known.forgotten != state.forgotten
+            or self._held
+        ):
+            return 0
+        length, _, _, correlation = HEADER.unpack_from(data, at)
+        if not HEADER.size - 4 + len(known.head) <= length <= MAX_REQUEST:
+            return 0
+        state.connection.log(_REQUEST, {**known.fields, "correlation_id": correlation})
+        if known.answered:
+            state.owe(Owed(correlation, known.key, known.version))
+        return at + 4 + int(length)
+
     def _log(self, entry_type: EntryType, request: Request, topics: Sequence[bytes]) -> None:
-        fields: dict[str, str | bytes | int | Sequence[bytes]] = {
-            "api_key": request.api,
-            "api_version": request.version,
-            "correlation_id": request.correlation,
-            "client_id": request.client,
-        }
-        if topics:
-            fields["topics"] = topics
-        self._state.connection.log(entry_type, fields)
+        self._state.connection.log(entry_type, _fields(request, topics))
 
     # Refusing.
 
@@ -289,3 +343,18 @@ class Requests:
                 self._refuse(request, verdict, frame, dropped)
                 # What it injects comes first; there is nothing to drop any more.
                 ops += dropped[:-2]
+
+
+def _fields(
+    request: Request, topics: Sequence[bytes]
+) -> dict[str, str | bytes | int | Sequence[bytes]]:
+    """What the log says of a request."""
+    fields: dict[str, str | bytes | int | Sequence[bytes]] = {
+        "api_key": request.api,
+        "api_version": request.version,
+        "correlation_id": request.correlation,
+        "client_id": request.client,
+    }
+    if topics:
+        fields["topics"] = topics
+    return fields

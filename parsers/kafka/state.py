@@ -61,6 +61,7 @@ class State:
         "_grants",
         "_matcher",
         "connection",
+        "forgotten",
         "pending",
         "sessions",
         "topic_ids",
@@ -71,6 +72,8 @@ class State:
         self.pending: deque[Owed] = deque()
         self.topic_ids: dict[bytes, bytes] = {}
         """Names by id, as the server has told them on this connection."""
+        self.forgotten = 0
+        """How often a topic id has lost the name that it had."""
         self.sessions: dict[object, set[bytes]] = {}
         """Topics by fetch session: its id, or group and member of a share session."""
         self._answers = 0
@@ -110,8 +113,12 @@ class State:
 
     def learn(self, topic_id: bytes, name: bytes) -> None:
         """The server says what a topic id stands for."""
-        if topic_id not in self.topic_ids and len(self.topic_ids) >= MAX_TOPIC_IDS:
+        known = self.topic_ids.get(topic_id)
+        if known is None and len(self.topic_ids) >= MAX_TOPIC_IDS:
             del self.topic_ids[next(iter(self.topic_ids))]
+            self.forgotten += 1
+        elif known is not None and known != name:
+            self.forgotten += 1
         self.topic_ids[topic_id] = name
 
     def begin_session(self, key: object, topics: Iterable[bytes]) -> None:

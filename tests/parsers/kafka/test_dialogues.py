@@ -403,6 +403,44 @@ def test_a_policy_that_changes(open_host: OpenHost) -> None:
     assert [c for c, _ in read_responses([("Fetch", 4)] * 2, out)] == [1, 2]
 
 
+def test_a_request_that_says_the_same_again(open_host: OpenHost) -> None:
+    """What is remembered of it holds for that topic, under that policy."""
+    host = open_host("kafka", BOTH)
+    for number in range(3):
+        for records in (b"r", b"more"):
+            sent = produce(9, b"msgs", correlation=number, records=records)
+            assert host.client(sent + fetch(4, b"msgs")) == sent + fetch(4, b"msgs")
+    assert host.client(produce(9, b"msgz")) == b""
+    assert host.client(produce(9, b"msgs", b"x")) == b""
+    host.set_policy("kafka", [{"role": "consume"}])
+    assert host.client(produce(9, b"msgs")) == b""
+    assert host.client(fetch(4, b"msgs")) == fetch(4, b"msgs")
+    kinds = [kind for kind, fields in text_log(host) if fields["api_key"] == "Produce"]
+    assert kinds == ["Request"] * 6 + ["Denied"] * 3
+
+
+def test_a_request_that_says_the_same_but_ends_before(open_host: OpenHost) -> None:
+    host = open_host("kafka", BOTH)
+    sent = produce(9, b"msgs")
+    assert host.client(sent) == sent
+    short = struct.pack(">i", len(sent) - 40) + sent[4:]
+    assert host.client(short + b"\0" * 5000) == b""
+    assert host.closed
+    assert "runs past the end" in text_log(host)[-1][1]["status"]
+
+
+def test_a_topic_id_that_has_got_another_name() -> None:
+    host = Host("kafka", BOTH)
+    for number, name, passes in ((1, b"msgs", True), (3, b"secret", False)):
+        host.client(request("Metadata", 12, number, Topics=None))
+        host.server(response("Metadata", 12, number, Topics=[{"Name": name, "TopicId": ID}]))
+        for _ in range(2):
+            sent = produce(13, ID, correlation=number + 1)
+            assert host.client(sent) == (sent if passes else b"")
+            if passes:
+                host.server(response("Produce", 13, number + 1))
+
+
 CLOSING: list[tuple[str, bytes]] = [
     ("a negative length", struct.pack(">i", -1)),
     ("a length of nothing", struct.pack(">ihhi", 7, 0, 0, 0)),
