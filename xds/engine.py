@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -132,6 +133,10 @@ class _Step:
     """Subjects with other policies."""
     renew: set[Peer] = field(default_factory=set)
     """Peers that mean others."""
+    emptied: set[SubjectKey] = field(default_factory=set)
+    """Subjects that an endpoint has left; those without any go when all is well."""
+    before: dict[SubjectKey, tuple[Tables, Tables | None]] = field(default_factory=dict)
+    """What subjects said that were compiled anew."""
     endpoints: set[int] = field(default_factory=set)
     removed: set[int] = field(default_factory=set)
     hosts: set[int] = field(default_factory=set)
@@ -288,6 +293,7 @@ class Engine:
             self._roster.check(change.endpoints)
             undo = self._undo(change)
             step = _Step()
+            tried = self._peers.cache.work + self._selected.work
             try:
                 self._apply(change, step)
                 self._check(step)
@@ -295,9 +301,12 @@ class Engine:
             except (DocumentError, ConfigError):
                 self._apply(undo, step)
                 self._settle(step)
+                self._finish(step)
                 raise
             self._revision += 1
-            return self._finish(step)
+            changes = self._finish(step)
+            self.work["selectors tried"] += self._peers.cache.work + self._selected.work - tried
+            return changes
 
     def expire(self) -> Changes:
         """Forget the identities that nobody has used for a while."""
@@ -381,7 +390,7 @@ class Engine:
         step.hosts.add(identity)
         step.removed.add(number)
         step.endpoints.discard(number)
-        self._leave(number, self._of_endpoint.pop(number))
+        self._leave(number, self._of_endpoint.pop(number), step)
         self.identities.release([endpoint.labels])
 
     def _place(self, number: int, step: _Step) -> None:
@@ -401,15 +410,14 @@ class Engine:
         self._subjects[key].endpoints.add(number)
         self._of_endpoint[number] = key
         if before is not None:
-            self._leave(number, before)
+            self._leave(number, before, step)
 
-    def _leave(self, number: int, key: SubjectKey) -> None:
-        subject = self._subjects[key]
-        subject.endpoints.discard(number)
-        if subject.endpoints:
-            return
-        self._set_uses(subject, frozenset(), frozenset())
-        del self._subjects[key]
+    def _leave(self, number: int, key: SubjectKey, step: _Step) -> None:
+        self._subjects[key].endpoints.discard(number)
+        step.emptied.add(key)
+
+    def _drop(self, key: SubjectKey) -> None:
+        self._set_uses(self._subjects.pop(key), frozenset(), frozenset())
         self._of_identity[key.identity].discard(key)
         if not self._of_identity[key.identity]:
             del self._of_identity[key.identity], self._selecting[key.identity]
@@ -440,8 +448,8 @@ class Engine:
     def _check(self, step: _Step) -> None:
         """Raise DocumentError if a subject that is to be rebuilt has contradicting rules."""
         problems: list[Problem] = []
-        for key in step.rebuild & self._subjects.keys():
-            policies = self._selecting[key.identity]
+        for key in step.rebuild:
+            policies = self._selecting[key.identity] if self._subjects[key].endpoints else ()
             found = conflicts(self._ordered(policies), port_names(key.ports))
             problems += islice(found, MAX_PROBLEMS)
         if problems:
@@ -452,17 +460,28 @@ class Engine:
 
     def _settle(self, step: _Step) -> None:
         """Compile the subjects that are to be rebuilt, and number the prefixes they tell apart."""
-        step.rebuild &= self._subjects.keys()
         for key in step.rebuild:
-            self._compile(self._subjects[key])
+            if self._subjects[key].endpoints:
+                self._compile(self._subjects[key], step)
+        self._number_prefixes(step)
+        for key in step.emptied:
+            if not self._subjects[key].endpoints:
+                self._drop(key)
+        # What only those had who are gone now is given up: that cannot fail.
+        self._number_prefixes(step)
+        step.emptied.clear()
+        step.rebuild &= self._subjects.keys()
+
+    def _number_prefixes(self, step: _Step) -> None:
         came, unneeded = self._peers.number_prefixes()
         for number, labels in came.items():
             self._identity_came(number, labels, step)
         step.hosts.update(came, unneeded.values())
 
-    def _compile(self, subject: _Subject) -> None:
+    def _compile(self, subject: _Subject, step: _Step) -> None:
         key = subject.key
         self.work["subjects compiled"] += 1
+        step.before.setdefault(key, (subject.tables, subject.would_be))
         subject.policies = policies = self._ordered(self._selecting[key.identity])
         subject.names = names_used(policies)
         peer_ports = self._roster.peer_ports() if subject.names else {}
@@ -500,9 +519,11 @@ class Engine:
 
     def _finish(self, step: _Step) -> Changes:
         """Write what has changed. Nothing in here can fail."""
-        for number in self.identities.expire() - self._remote.keys():
-            if number in self._peers.cache.identities:
-                self._identity_went(number, step)
+        # A store that cannot be told of it now is told the next time.
+        with suppress(ConfigError):
+            for number in self.identities.expire() - self._remote.keys():
+                if number in self._peers.cache.identities:
+                    self._identity_went(number, step)
         stale = set(step.rebuild)
         for peer in step.renew:
             stale |= self._about.get(peer, set())
@@ -513,7 +534,8 @@ class Engine:
             written = subject.encoder.written
             body = subject.encoder.body(subject.tables, subject.would_be, self.meant)
             self.work["lines written"] += subject.encoder.written - written
-            if body != subject.body or key in step.rebuild:
+            now = (subject.tables, subject.would_be)
+            if body != subject.body or step.before.get(key, now) != now:
                 subject.revision = self._revision
             if body != subject.body:
                 subject.body = body

@@ -157,9 +157,9 @@ class Rule:
     peers: whom it is about; None is anybody, an empty tuple nobody.
     ports: None is every port and protocol, an empty tuple none (beside icmps).
     peer_field: the document's field that names the peers, "" if none does.
-    requires: every rule of this direction (of this document and of others, and
-        denying as this one is) is about no peer that one of these does not select,
-        for the endpoints that this policy selects.
+    requires: what every rule of this direction (of this document and of others, and
+        denying as this one is) says of fromEndpoints or toEndpoints, it says only of
+        those that these select too, for the endpoints that this policy selects.
     quarantined: what is wrong with the rule as it was written, of which only what
         closes is left here: an allow rule's place in the white list, a denial of more.
     """

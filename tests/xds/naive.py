@@ -49,15 +49,11 @@ class World:
     def _allowed(self, documents: list[Document], request: Request, mode: str) -> bool:
         if mode == "never":
             return True
-        if any(self._covers(d, r, request) for d in documents for r in rules(d, request, True)):
-            return False
-        required = [s for d in documents for r in rules(d, request, False) for s in needs(r)]
-        if any(
-            self._covers(d, r, request) and self._meets(r, required, request)
-            for d in documents
-            for r in rules(d, request, False)
-        ):
-            return True
+        for deny in (True, False):
+            found = [rule for document in documents for rule in rules(document, request, deny)]
+            required = [selector for rule in found for selector in needs(rule)]
+            if any(self._covers(r, request) and self._meets(r, required, request) for r in found):
+                return not deny
         return mode == "default" and not any(white_list(d, request) for d in documents)
 
     def _meets(self, rule: Document, required: list[Document], request: Request) -> bool:
@@ -66,7 +62,7 @@ class World:
         peer = self.endpoints[request.remote]
         return all(selects(selector, peer) for selector in required)
 
-    def _covers(self, document: Document, rule: Document, request: Request) -> bool:
+    def _covers(self, rule: Document, request: Request) -> bool:
         if not rule.keys() - {"fromRequires", "toRequires"}:
             return False
         return self._peer(rule, request) and self._ports(rule, request)
