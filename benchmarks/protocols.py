@@ -1,6 +1,6 @@
 """A line per protocol: requests per second and CPU per request, beside tcp_proxy.
 
-Each protocol has its real server: memcached, Cassandra, Kafka.  For r2d2 there is none; a
+Each protocol has its real server: memcached, nginx, Cassandra, Kafka.  For r2d2 there is none; a
 responder in C stands for it that writes every reply by itself, as servers do.  The load is
 prerecorded frames from a client in C, so that neither end's cost is in the figures: CPU is
 that of the Envoy process alone.
@@ -27,11 +27,13 @@ from benchmarks.tools import (
     compile_tool,
     control_server,
     envoy,
+    free_port,
     memcached,
     process,
     responder,
     run_load,
 )
+from node.address import Address
 
 CONNECTIONS = 16
 DEPTHS = {1: "<= 1.5 x", 16: "<= 2 x"}
@@ -202,6 +204,21 @@ def _memcached(tool: Path, folder: Path) -> AbstractContextManager[int]:
 
 
 @contextmanager
+def _nginx(tool: Path, folder: Path) -> Iterator[int]:
+    from demos.servers.nginx import nginx
+
+    address = Address(SERVER, free_port(SERVER))
+    with nginx(address, folder, {"public": b"0123456789"}):
+        yield address.port
+
+
+_HTTP_GET = (
+    b"GET /public?n=######## HTTP/1.1\r\nHost: bench.example.com\r\nUser-Agent: bench/1.0\r\n"
+    b"Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nX-Token: 42\r\n\r\n"
+)
+
+
+@contextmanager
 def _cassandra(tool: Path, folder: Path) -> Iterator[int]:
     from cassandra.cluster import Cluster
 
@@ -352,6 +369,15 @@ PROTOCOLS = (
         _memcached,
         _lines(b"mg k######## v\r\n"),
         turn=30_000,
+    ),
+    Protocol(
+        "http",
+        "http",
+        "nginx",
+        [{"method": "GET", "path": "/public.*", "headers": "X-Token"}],
+        _nginx,
+        _lines(_HTTP_GET),
+        turn=20_000,
     ),
     Protocol("cassandra", "cassandra", "Cassandra", _TABLE, _cassandra, _execute, _v4_prepared),
     Protocol(

@@ -1,65 +1,18 @@
-"""Real HTTP servers: nginx, and uvicorn with an application that tells what it was asked."""
+"""uvicorn, a real HTTP server, with an application that tells what it was asked."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from node.address import Address
 from tests.integration.waiting import until
-
-_NGINX = """
-daemon off;
-master_process off;
-pid {folder}/pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
-        listen {address};
-        root {folder}/www;
-        default_type text/plain;
-        keepalive_requests 100000;
-    }}
-}}
-"""
-
-
-@contextmanager
-def nginx(address: Address, folder: Path, files: dict[str, bytes]) -> Iterator[None]:
-    """nginx serving `files` by their paths."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert program, "install nginx-light"
-    for name, content in files.items():
-        path = folder / "www" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, address=address))
-    command = [program, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
-    with subprocess.Popen(command) as process:
-        try:
-            until(lambda: _accepts(address) or process.poll() is not None)
-            assert process.poll() is None, (folder / "error.log").read_text()
-            yield
-        finally:
-            process.terminate()
 
 
 @dataclass
@@ -125,11 +78,3 @@ def application(address: Address) -> Iterator[Seen]:
     finally:
         server.should_exit = True
         thread.join(timeout=10)
-
-
-def _accepts(address: Address) -> bool:
-    try:
-        socket.create_connection((address.host, address.port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -16,11 +16,12 @@ import websockets.sync.client
 from websockets.exceptions import InvalidStatus
 
 from benchmarks.tools import free_port, rss_kib
+from demos.servers.nginx import nginx
 from node.address import Address
 from node.parsers import choose_parser
 from node.run import Proxy, ProxyConfig
 from proxylib.proto.accesslog_pb2 import Denied, LogEntry, Request, Response
-from tests.integration.http_servers import Seen, application, nginx
+from tests.integration.http_servers import Seen, application
 from tests.integration.waiting import until
 from tests.parsers.http.test_smuggling import HEADS
 
