@@ -10,8 +10,19 @@ from __future__ import annotations
 from parsers.http.chunks import Chunks
 from parsers.http.heads import CHUNKED, BadMessage, find_end
 from parsers.http.reply import REPLY_HEAD, SWITCHING, UNTIL_CLOSE, Reply, read_reply
-from parsers.http.state import Answer, Owed, State
-from proxylib import DROP, ERROR, INJECT, MORE, PASS, EntryType, ErrorCode, ParserError, limits
+from parsers.http.state import HEAD_ONLY, TUNNEL, Answer, Owed, State
+from proxylib import (
+    DROP,
+    ERROR,
+    INJECT,
+    MORE,
+    PASS,
+    EntryType,
+    ErrorCode,
+    ParserError,
+    Properties,
+    limits,
+)
 
 _RESPONSE = EntryType.Response
 
@@ -47,20 +58,20 @@ class Replies:
         """Follow the replies in `data`; returns whether the beginning of one is left."""
         state = self._state
         pending = state.pending
-        at, size = 0, len(data)
+        start, at, size = 0, 0, len(data)
         if self._chunks is not None and data:
-            at = self._chunks.read(data, 0, ops)
+            start = at = self._chunks.read(data, 0, ops)
             if at < 0:
                 return False
             self._chunks = None
             state.pop()
         elif self._last_byte and data:
             self._last_byte = False
-            ops += PASS, 1
             at = 1
             state.pop()
         while True:
-            while pending and type(answer := pending[0]) is Answer:
+            while pending and isinstance(answer := pending[0], Answer):
+                start = _pass(start, at, ops)
                 state.pop()
                 ops += INJECT, state.connection.inject(True, answer.text)
                 if answer.closes:
@@ -68,27 +79,41 @@ class Replies:
                     return False
             if at >= size:
                 break
+            reply = self._last
+            if reply is not None and data.startswith(reply.raw, at):
+                end = at + len(reply.raw)
+            else:
+                start = _pass(start, at, ops)
+                end = find_end(data, at, REPLY_HEAD)
+                if pending and end:
+                    reply = self._last = read_reply(data[at:end])
             if not pending:
+                start = _pass(start, at, ops)
                 raise BadMessage("a reply to no request")
-            end = find_end(data, at, REPLY_HEAD)
-            if not end:
+            if not end or reply is None:
                 break
             owed = pending[0]
-            assert type(owed) is Owed, "answers of ours are given at once"
-            raw = data[at:end]
-            reply = self._last
-            if reply is None or reply.raw != raw:
-                reply = self._last = read_reply(raw)
+            assert not isinstance(owed, Answer), "answers of ours are given at once"
             if reply.status < 200:
+                start = _pass(start, at, ops)
                 self._interim(reply, owed, ops)
                 if state.tunnel:
                     return False
-                at = end
+                start = at = end
                 continue
-            at = self._final(reply, owed, data, end, ops)
-            if at < 0:
-                return False
+            self._log(reply, owed)
+            if owed[3] & TUNNEL:
+                state.switching = False
+            length = 0 if owed[3] & HEAD_ONLY else reply.length
+            if length >= 0 and end + length <= size and reply.head is reply.raw:
+                at = end + length
+            else:
+                _pass(start, at, ops)
+                start = at = self._body(reply, length, data, end, ops)
+                if at < 0:
+                    return False
             state.pop()
+        _pass(start, at, ops)
         ops += MORE, 1
         return at < size
 
@@ -97,7 +122,7 @@ class Replies:
         if reply.status != SWITCHING:
             self._pass_head(reply, 0, ops)
             return
-        if not owed.asked.tunnel:
+        if not owed[3] & TUNNEL:
             raise BadMessage("a switch of protocols that nobody asked for")
         self._log(reply, owed)
         self._pass_head(reply, 0, ops)
@@ -106,35 +131,28 @@ class Replies:
         self._state.tunnel = True
         self._state.pop()
 
-    def _final(self, reply: Reply, owed: Owed, data: bytes, at: int, ops: list[int]) -> int:
+    def _body(self, reply: Reply, length: int, data: bytes, at: int, ops: list[int]) -> int:
         """Pass a reply whose body begins at `at`; returns its end, -1 if it is not there."""
-        state = self._state
-        self._log(reply, owed)
-        if owed.asked.tunnel:
-            state.switching = False
-        length = 0 if owed.asked.head_only else reply.length
         if length == CHUNKED:
             self._pass_head(reply, 0, ops)
             self._chunks = Chunks(keep_trailers=True)
             at = self._chunks.read(data, at, ops)
-            if at < 0:
-                state.replying = True
-                return -1
-            self._chunks = None
-            return at
-        if length == UNTIL_CLOSE:
+            if at >= 0:
+                self._chunks = None
+                return at
+        elif length == UNTIL_CLOSE:
             self._pass_head(reply, 0, ops)
             ops += PASS, limits.MAX_OP_BYTES
-            state.replying = True
-            return -1
-        end = at + length
-        if end <= len(data):
-            self._pass_head(reply, length, ops)
-            return end
-        self._pass_head(reply, length - 1, ops)
-        if end - 1 == len(data):
-            ops += MORE, 1
-        state.replying = self._last_byte = True
+        else:
+            end = at + length
+            if end <= len(data):
+                self._pass_head(reply, length, ops)
+                return end
+            self._pass_head(reply, length - 1, ops)
+            if end - 1 == len(data):
+                ops += MORE, 1
+            self._last_byte = True
+        self._state.replying = True
         return -1
 
     def _pass_head(self, reply: Reply, more: int, ops: list[int]) -> None:
@@ -147,5 +165,19 @@ class Replies:
             ops += PASS, more
 
     def _log(self, reply: Reply, owed: Owed) -> None:
-        connection = self._state.connection
-        connection.log(_RESPONSE, {**owed.asked.fields, "status": reply.status}, "http")
+        method, path, host, _, _, _ = owed
+        fields: Properties = {
+            "method": method,
+            "path": path,
+            "host": host,
+            "scheme": b"http",
+            "status": reply.status,
+        }
+        self._state.connection.log(_RESPONSE, fields, "http")
+
+
+def _pass(start: int, at: int, ops: list[int]) -> int:
+    """Pass what is between; returns `at`."""
+    if start < at:
+        ops += PASS, at - start
+    return at

@@ -35,7 +35,7 @@ from parsers.http.heads import (
     unfold,
     values_of,
 )
-from proxylib import HeaderEdits, Message, Properties, limits, normalize_path
+from proxylib import HeaderEdits, Message, normalize_path
 
 _HOST = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+;=:[]"
 """What may stand in a Host: RFC 3986's host and port, without a comma."""
@@ -48,26 +48,15 @@ _SPECIAL = LOOKALIKE | {b"expect"}
 REQUEST_HEAD = "a request head"
 
 
-class Asked(NamedTuple):
-    """What is remembered of a request for its reply."""
-
-    fields: Properties
-    """For the log."""
-    head_only: bool
-    """HEAD: the reply has no body."""
-    tunnel: bool
-    """The reply may be 101: the connection then is a WebSocket."""
-    cost: int
-    """Bytes that this takes, about."""
-
-
 class Section(NamedTuple):
     """The header fields of a request. One client's requests often have the same."""
 
     raw: bytes
-    start: tuple[bytes, bytes]
-    """Method and version of the request."""
-    fields: Fields
+    before: bytes
+    behind: bytes
+    """What of the request line is around the target: ``GET `` and `` HTTP/1.1``."""
+    message: Message
+    """What the policy and the log see, but for the path."""
     host: bytes
     length: int
     """Of the body; CHUNKED."""
@@ -79,57 +68,48 @@ class Section(NamedTuple):
     """The client waits for 100 before it sends the body."""
     tunnel: bool
     """The server may switch to WebSocket."""
+    plain: bool
+    """Nothing is to be done but to ask the policy, and to pass it on."""
 
 
 class Request(NamedTuple):
     """The head of a request."""
 
-    raw: bytes
     message: Message
-    """What the policy sees: method, path, host, scheme, headers."""
-    logged: Message
-    """What the log sees: no secrets."""
+    """What the policy and the log see: method, path, host, scheme, headers."""
+    method: bytes
+    path: bytes
     head: bytes
-    """What is sent on, if the policy changes nothing: `raw` itself if it is as it came."""
+    """What is sent on, if the policy changes nothing."""
+    changed: bool
+    """Whether this is not what came."""
     section: Section
-    asked: Asked
-    tunnels: bool
-    """CONNECT, which nobody may: what follows it could not be judged."""
 
 
-def read_request(raw: bytes, last: Request | None = None) -> Request:
+def read_request(raw: bytes, last: Section | None = None) -> Request:
     """The request whose head is `raw`. Raises BadMessage.
 
-    last: one that was read before; what both have in common is not read again.
+    last: header fields that were read before, which are not read again.
     """
     start, rest = split(raw)
-    known = last is not None and last.section.raw == rest
+    known = last is not None and last.raw == rest
     check_text(start if known else raw, REQUEST_HEAD)
     words = start.split(b" ")
     if len(words) != 3:
         raise BadMessage("a request line that is not method, target and version")
     method, target, version = words
-    if last is not None and known and last.section.start == (method, version):
-        section = last.section
-    else:
+    section = last
+    if not known or section is None or start != section.before + target + section.behind:
         section = _read_section(rest, method, version)
-    host = section.host
-    path, sent = _path(method, target, host)
-    head = raw
+    path, sent = _path(method, target, section.host)
+    changed = True
     if sent != target:
-        head = b" ".join((method, sent, version)) + section.sent
+        raw = b" ".join((method, sent, version)) + section.sent
     elif section.sent is not section.raw:
-        head = start + section.sent
-    line = {"method": method, "path": path, "host": host, "scheme": b"http"}
-    return Request(
-        raw,
-        Message(line, headers=cast("Sequence[bytes]", section.fields)),
-        Message(line),
-        head,
-        section,
-        _asked(method, path, host, section.tunnel),
-        method == b"CONNECT",
-    )
+        raw = start + section.sent
+    else:
+        changed = False
+    return Request(Message(section.message, path=path), method, path, raw, changed, section)
 
 
 def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
@@ -163,17 +143,11 @@ def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
         if not tunnel:
             kept = b", ".join(option for option in connection if option not in _HOP)
             sent = edit(sent, _HOP | {b"connection"}, [(b"connection", kept)] if kept else [])
-    return Section(
-        raw,
-        (method, version),
-        fields,
-        host,
-        length,
-        sent,
-        closes,
-        expects,
-        tunnel,
-    )
+    message = Message(method=method, host=host, scheme=b"http")
+    message["headers"] = cast("Sequence[bytes]", fields)
+    plain = sent is raw and not tunnel and length >= 0 and method != b"CONNECT"
+    before, behind = method + b" ", b" " + version
+    return Section(raw, before, behind, message, host, length, sent, closes, expects, tunnel, plain)
 
 
 def edit(
@@ -195,13 +169,7 @@ def with_edits(request: Request, edits: HeaderEdits) -> bytes:
         return b""
     before, after = request.section, again.section
     same = (after.length, after.tunnel, after.host) == (before.length, before.tunnel, before.host)
-    return head if same and again.head is head else b""
-
-
-def _asked(method: bytes, path: bytes, host: bytes, tunnel: bool) -> Asked:
-    path, host = path[: limits.MAX_LOG_VALUE], host[: limits.MAX_LOG_VALUE]
-    fields = Message(method=method, path=path, host=host, scheme=b"http")
-    return Asked(fields, method == b"HEAD", tunnel, 512 + len(path) + len(host))
+    return head if same and not again.changed else b""
 
 
 def _host(fields: Fields, old: bool) -> bytes:

@@ -15,9 +15,18 @@ a request or not, nobody could tell.
 from __future__ import annotations
 
 from parsers.http.chunks import Chunks
-from parsers.http.heads import CHUNKED, BadMessage, find_end
-from parsers.http.request import REQUEST_HEAD, Request, read_request, with_edits
-from parsers.http.state import BAD_REQUEST, CONTINUE, DENIED, Answer, Owed, State
+from parsers.http.heads import CHUNKED, MAX_HEAD, BadMessage, find_end
+from parsers.http.request import REQUEST_HEAD, Request, Section, read_request, with_edits
+from parsers.http.state import (
+    BAD_REQUEST,
+    CONTINUE,
+    DENIED,
+    HEAD_ONLY,
+    OWED_COST,
+    TUNNEL,
+    Answer,
+    State,
+)
 from proxylib import (
     DROP,
     ERROR,
@@ -28,9 +37,11 @@ from proxylib import (
     ErrorCode,
     HeaderEdits,
     Matcher,
+    Message,
     OnError,
     ParserError,
     limits,
+    normalize_path,
 )
 
 _REQUEST = EntryType.Request
@@ -48,8 +59,8 @@ class Requests:
         """The body that is being read."""
         self._passing = False
         """Whether it goes to the server."""
-        self._last: Request | None = None
-        """The last request: the next one's head is often the same, byte for byte."""
+        self._last: Section | None = None
+        """The last request's header fields: the next one often has the same."""
 
     def on_data(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Judge the requests at the front of `data`."""
@@ -67,77 +78,126 @@ class Requests:
     def _read(self, data: bytes, ops: list[int]) -> bool:
         """Judge the requests in `data`; returns whether the beginning of one is left."""
         state = self._state
-        matcher = state.connection.matcher
+        state.check()
+        connection = state.connection
+        matcher = connection.matcher
         at, size = 0, len(data)
         if self._chunks is not None and data:
             at = self._chunks.read(data, 0, ops)
             if at < 0:
                 return False
             self._chunks = None
+        start = at
+        now = 0
         while at < size:
-            if state.switching:
-                raise BadMessage("data behind a request for a WebSocket, before its answer")
-            # Some old clients end a body with a line end more (RFC 9112 2.2).
-            blank = 2 if data.startswith(b"\r\n", at) else 0
-            end = find_end(data, at + blank, REQUEST_HEAD)
-            if not end:
+            last = self._last
+            line_end = data.find(b"\r\n", at)
+            if last is not None and last.plain and data.startswith(last.raw, line_end):
+                # The commonest: as the last one, but for a path in its normal form.
+                line = data[at:line_end]
+                before, behind = last.before, last.behind
+                path = line[len(before) : -len(behind)]
+                end = line_end + len(last.raw)
+                if (
+                    line.startswith(before)
+                    and line.endswith(behind)
+                    and normalize_path(path) is path
+                    and end - at <= MAX_HEAD
+                ):
+                    message = Message(last.message, path=path)
+                    if matcher(message) is True:
+                        self._allow(message, last, before[:-1], path, now)
+                        at = end + last.length
+                        continue
+            if start < at:
+                ops += PASS, at - start
+                start = at
+            at = self._next(data, at, matcher, ops)
+            if at < 0:
+                return False
+            if at == start:
                 break
-            raw = data[at + blank : end]
-            request = self._last
-            if request is None or request.raw != raw:
-                request = self._last = read_request(raw, request)
-            if blank:
-                ops += DROP, 2
-            head = self._judge(request, matcher)
-            length = request.section.length
-            at = end
-            if not head:
-                ops += DROP, len(raw)
-                if not self._deny(request, ops):
-                    return False
-            elif head is raw or head is request.raw:
-                ops += PASS, len(raw)
-            else:
-                ops += INJECT, state.connection.inject(False, head), DROP, len(raw)
-            if length == CHUNKED:
-                self._passing = bool(head)
-                self._chunks = Chunks(drop=not head)
-                at = self._chunks.read(data, at, ops)
-                if at < 0:
-                    return False
-                self._chunks = None
-            elif length:
-                ops += (PASS if head else DROP), length
-                at += length
+            start = at
+        if start < at:
+            ops += PASS, at - start
         if at <= size:
             ops += MORE, 1
         return at < size
 
+    def _next(self, data: bytes, at: int, matcher: Matcher, ops: list[int]) -> int:
+        """Judge the request that begins at `at`; returns its end.
+
+        That is `at` itself if its head is not all there, and -1 if nothing can follow.
+        """
+        state = self._state
+        if state.switching:
+            raise BadMessage("data behind a request for a WebSocket, before its answer")
+        # Some old clients end a body with a line end more (RFC 9112 2.2).
+        blank = 2 if data.startswith(b"\r\n", at) else 0
+        end = find_end(data, at + blank, REQUEST_HEAD)
+        if not end:
+            return at
+        request = read_request(data[at + blank : end], self._last)
+        section = self._last = request.section
+        length = section.length
+        if blank:
+            ops += DROP, 2
+        came = end - at - blank
+        head = self._judge(request, matcher)
+        if not head:
+            ops += DROP, came
+            if not self._deny(request, ops):
+                return -1
+        elif head is request.head and not request.changed:
+            ops += PASS, came
+        else:
+            ops += INJECT, state.connection.inject(False, head), DROP, came
+        if length == CHUNKED:
+            self._passing = bool(head)
+            self._chunks = Chunks(drop=not head)
+            end = self._chunks.read(data, end, ops)
+            if end >= 0:
+                self._chunks = None
+            return end
+        if length:
+            ops += (PASS if head else DROP), length
+        return end + length
+
     def _judge(self, request: Request, matcher: Matcher) -> bytes:
         """The head to send on, if the request is allowed; else nothing."""
-        state = self._state
-        connection = state.connection
-        verdict: object = not request.tunnels and matcher(request.message)
-        head = request.head
-        logged = request.logged
+        message, method, path, head, _, section = request
+        verdict: object = method != b"CONNECT" and matcher(message)
         if isinstance(verdict, HeaderEdits):
             head = with_edits(request, verdict) if verdict else b""
         if not verdict or not head:
-            connection.log(_DENIED, {**logged, "status": 403}, "http")
+            self._state.connection.log(_DENIED, {**_shown(message), "status": 403}, "http")
             return b""
-        connection.log(_REQUEST, logged, "http")
-        if request.section.expects:
+        if section.expects:
             self._answer(CONTINUE)
-        asked = request.asked
-        state.owe(Owed(asked))
-        if asked.tunnel:
-            state.switching = True
+        self._allow(message, section, method, path, 0)
         return head
+
+    def _allow(
+        self, message: Message, section: Section, method: bytes, path: bytes, now: int
+    ) -> None:
+        """Note that a request goes to the server."""
+        state = self._state
+        state.connection.log(_REQUEST, _shown(message), "http")
+        flags = HEAD_ONLY if method == b"HEAD" else 0
+        if section.tunnel:
+            flags |= TUNNEL
+            state.switching = True
+        path = path[: limits.MAX_LOG_VALUE]
+        host = section.host[: limits.MAX_LOG_VALUE]
+        cost = OWED_COST + len(path) + len(host)
+        state.cost += cost
+        state.pending.append((method, path, host, flags, now, cost))
 
     def _deny(self, request: Request, ops: list[int]) -> bool:
         """Answer a denied request; returns whether others may follow."""
-        last = request.section.closes and not request.section.length
-        answer = DENIED[request.asked.head_only, last]
+        section = request.section
+        last = section.closes and not section.length
+        answer = DENIED[request.method == b"HEAD", last]
         if last:
             self._end_with(answer, ops)
         else:
@@ -174,3 +234,10 @@ class Requests:
             state.take_back()
         self._chunks = None
         self._end_with(BAD_REQUEST, ops)
+
+
+def _shown(message: Message) -> Message:
+    """What the log has of a request."""
+    return Message(
+        method=message["method"], path=message["path"], host=message["host"], scheme=b"http"
+    )

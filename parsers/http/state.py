@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from parsers.http.request import Asked
 from proxylib import DENIED_BODY, Connection, EntryType, ParserError
 
 MAX_OWED = 4 << 20
@@ -40,51 +39,61 @@ BAD_REQUEST = _answer(b"400 Bad Request", b"Bad request\r\n", closes=True)
 
 CONTINUE = Answer(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-_ANSWER_COST = 64
+ANSWER_COST = 64
 
 
-class Owed(NamedTuple):
-    """A reply that the server owes."""
+Owed = tuple[bytes, bytes, bytes, int, int, int]
+"""A reply that the server owes: method, path and host of its request (for the log), FLAGS
+of it, when it came (as monotonic_ns has it), and the bytes that all this takes, about."""
 
-    asked: Asked
+HEAD_ONLY = 1
+"""A flag: the request is HEAD, so that the reply has no body."""
+
+TUNNEL = 2
+"""A flag: the reply may be 101, and the connection then is a WebSocket."""
+
+OWED_COST = 512
 
 
 class State:
     """Both directions' memory of one connection."""
 
-    __slots__ = ("_cost", "connection", "pending", "replying", "switching", "tunnel")
+    __slots__ = ("connection", "cost", "pending", "replying", "switching", "tunnel")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.pending: deque[Owed | Answer] = deque()
+        self.cost = 0
+        """Bytes in `pending`, about."""
         self.replying = False
         """A reply has begun, and not ended."""
         self.switching = False
         """A request for a WebSocket has gone to the server, and no answer has come."""
         self.tunnel = False
         """The server has switched to WebSocket."""
-        self._cost = 0
 
     def owe(self, owed: Owed | Answer) -> None:
         """A request has gone to the server, or its answer must wait for its turn."""
-        self._cost += owed.asked.cost if type(owed) is Owed else _ANSWER_COST
-        if self._cost > MAX_OWED:
-            raise ParserError(
-                f"more than {MAX_OWED} bytes to remember of requests that wait for their replies"
-            )
+        self.cost += ANSWER_COST if isinstance(owed, Answer) else owed[5]
         self.pending.append(owed)
 
-    def pop(self) -> Owed | Answer:
+    def pop(self) -> None:
         """The next reply that is owed is given."""
         self.replying = False
         owed = self.pending.popleft()
-        self._cost -= owed.asked.cost if type(owed) is Owed else _ANSWER_COST
-        return owed
+        self.cost -= ANSWER_COST if isinstance(owed, Answer) else owed[5]
 
     def take_back(self) -> None:
         """What was owed last is not owed any more."""
         owed = self.pending.pop()
-        self._cost -= owed.asked.cost if type(owed) is Owed else _ANSWER_COST
+        self.cost -= ANSWER_COST if isinstance(owed, Answer) else owed[5]
+
+    def check(self) -> None:
+        """Raise ParserError if too much is owed."""
+        if self.cost > MAX_OWED:
+            raise ParserError(
+                f"more than {MAX_OWED} bytes to remember of requests that wait for their replies"
+            )
 
     def log_error(self, reason: str) -> None:
         """Say in the log why the connection is to be closed."""
