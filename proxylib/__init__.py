@@ -11,7 +11,7 @@ from proxylib.framed import FramedParser
 from proxylib.framing import Framing, length_prefix, lines
 from proxylib.http import DENIED_BODY, HeaderEdits, HttpRule, log_fields, redact
 from proxylib.http_path import normalize_path
-from proxylib.message import Message, Properties
+from proxylib.message import Message, Properties, Value
 from proxylib.ops import (
     DROP,
     ERROR,
@@ -74,6 +74,7 @@ __all__ = [
     "RegistrationError",
     "RuleError",
     "Suffix",
+    "Value",
     "affix_test",
     "length_prefix",
     "limits",

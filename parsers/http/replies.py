@@ -10,7 +10,7 @@ from __future__ import annotations
 from parsers.http.chunks import Chunks
 from parsers.http.heads import CHUNKED, BadMessage, find_end
 from parsers.http.reply import REPLY_HEAD, SWITCHING, UNTIL_CLOSE, Reply, read_reply
-from parsers.http.state import HEAD_ONLY, TUNNEL, Answer, Owed, State
+from parsers.http.state import Answer, Owed, State
 from proxylib import (
     DROP,
     ERROR,
@@ -20,7 +20,6 @@ from proxylib import (
     EntryType,
     ErrorCode,
     ParserError,
-    Properties,
     limits,
 )
 
@@ -102,9 +101,9 @@ class Replies:
                 start = at = end
                 continue
             self._log(reply, owed)
-            if owed[3] & TUNNEL:
+            if owed[0].tunnel:
                 state.switching = False
-            length = 0 if owed[3] & HEAD_ONLY else reply.length
+            length = 0 if owed[0].head_only else reply.length
             if length >= 0 and end + length <= size and reply.head is reply.raw:
                 at = end + length
             else:
@@ -122,7 +121,7 @@ class Replies:
         if reply.status != SWITCHING:
             self._pass_head(reply, 0, ops)
             return
-        if not owed[3] & TUNNEL:
+        if not owed[0].tunnel:
             raise BadMessage("a switch of protocols that nobody asked for")
         self._log(reply, owed)
         self._pass_head(reply, 0, ops)
@@ -165,15 +164,10 @@ class Replies:
             ops += PASS, more
 
     def _log(self, reply: Reply, owed: Owed) -> None:
-        method, path, host, _, _, _ = owed
-        fields: Properties = {
-            "method": method,
-            "path": path,
-            "host": host,
-            "scheme": b"http",
-            "status": reply.status,
-        }
-        self._state.connection.log(_RESPONSE, fields, "http")
+        asked, path, since, _ = owed
+        connection = self._state.connection
+        fields = {**asked.fields, "path": path, "status": reply.status}
+        connection.log(_RESPONSE, fields, "http", connection.monotonic_ns() - since)
 
 
 def _pass(start: int, at: int, ops: list[int]) -> int:

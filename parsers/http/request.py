@@ -35,7 +35,8 @@ from parsers.http.heads import (
     unfold,
     values_of,
 )
-from proxylib import HeaderEdits, Message, normalize_path
+from parsers.http.state import Asked
+from proxylib import HeaderEdits, Value, normalize_path, redact
 
 _HOST = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+;=:[]"
 """What may stand in a Host: RFC 3986's host and port, without a comma."""
@@ -55,8 +56,10 @@ class Section(NamedTuple):
     before: bytes
     behind: bytes
     """What of the request line is around the target: ``GET `` and `` HTTP/1.1``."""
-    message: Message
-    """What the policy and the log see, but for the path."""
+    message: dict[str, Value]
+    """What the policy sees, but for the path."""
+    shown: Fields | None
+    """The headers as the log may have them, if some are secret."""
     host: bytes
     length: int
     """Of the body; CHUNKED."""
@@ -66,8 +69,8 @@ class Section(NamedTuple):
     """The client asks nothing more on this connection."""
     expects: bool
     """The client waits for 100 before it sends the body."""
-    tunnel: bool
-    """The server may switch to WebSocket."""
+    asked: Asked
+    """What its reply needs to know."""
     plain: bool
     """Nothing is to be done but to ask the policy, and to pass it on."""
 
@@ -75,8 +78,8 @@ class Section(NamedTuple):
 class Request(NamedTuple):
     """The head of a request."""
 
-    message: Message
-    """What the policy and the log see: method, path, host, scheme, headers."""
+    message: dict[str, Value]
+    """What the policy and the log see: protocol, method, path, host, scheme, headers."""
     method: bytes
     path: bytes
     head: bytes
@@ -109,7 +112,7 @@ def read_request(raw: bytes, last: Section | None = None) -> Request:
         raw = start + section.sent
     else:
         changed = False
-    return Request(Message(section.message, path=path), method, path, raw, changed, section)
+    return Request({**section.message, "path": path}, method, path, raw, changed, section)
 
 
 def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
@@ -143,11 +146,24 @@ def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
         if not tunnel:
             kept = b", ".join(option for option in connection if option not in _HOP)
             sent = edit(sent, _HOP | {b"connection"}, [(b"connection", kept)] if kept else [])
-    message = Message(method=method, host=host, scheme=b"http")
-    message["headers"] = cast("Sequence[bytes]", fields)
-    plain = sent is raw and not tunnel and length >= 0 and method != b"CONNECT"
-    before, behind = method + b" ", b" " + version
-    return Section(raw, before, behind, message, host, length, sent, closes, expects, tunnel, plain)
+    headers = cast("Sequence[bytes]", fields)
+    line: dict[str, Value] = {"method": method, "host": host, "scheme": b"http"}
+    shown = redact(fields)
+    asked = Asked(line, method == b"HEAD", tunnel, 512 + len(host))
+    return Section(
+        raw,
+        method + b" ",
+        b" " + version,
+        {**line, "protocol": version, "headers": headers},
+        None if shown == fields else shown,
+        host,
+        length,
+        sent,
+        closes,
+        expects,
+        asked,
+        sent is raw and shown == fields and not tunnel and length >= 0 and method != b"CONNECT",
+    )
 
 
 def edit(
@@ -168,7 +184,7 @@ def with_edits(request: Request, edits: HeaderEdits) -> bytes:
     except BadMessage:
         return b""
     before, after = request.section, again.section
-    same = (after.length, after.tunnel, after.host) == (before.length, before.tunnel, before.host)
+    same = (after.length, after.asked, after.host) == (before.length, before.asked, before.host)
     return head if same and not again.changed else b""
 
 

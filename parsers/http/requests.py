@@ -14,6 +14,9 @@ a request or not, nobody could tell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 from parsers.http.chunks import Chunks
 from parsers.http.heads import CHUNKED, MAX_HEAD, BadMessage, find_end
 from parsers.http.request import REQUEST_HEAD, Request, Section, read_request, with_edits
@@ -21,9 +24,6 @@ from parsers.http.state import (
     BAD_REQUEST,
     CONTINUE,
     DENIED,
-    HEAD_ONLY,
-    OWED_COST,
-    TUNNEL,
     Answer,
     State,
 )
@@ -37,10 +37,11 @@ from proxylib import (
     ErrorCode,
     HeaderEdits,
     Matcher,
-    Message,
     OnError,
     ParserError,
+    Value,
     limits,
+    log_fields,
     normalize_path,
 )
 
@@ -88,7 +89,7 @@ class Requests:
                 return False
             self._chunks = None
         start = at
-        now = 0
+        now = connection.monotonic_ns()
         while at < size:
             last = self._last
             line_end = data.find(b"\r\n", at)
@@ -104,9 +105,10 @@ class Requests:
                     and normalize_path(path) is path
                     and end - at <= MAX_HEAD
                 ):
-                    message = Message(last.message, path=path)
+                    message = last.message.copy()
+                    message["path"] = path
                     if matcher(message) is True:
-                        self._allow(message, last, before[:-1], path, now)
+                        self._allow(message, last, path, now)
                         at = end + last.length
                         continue
             if start < at:
@@ -166,38 +168,40 @@ class Requests:
     def _judge(self, request: Request, matcher: Matcher) -> bytes:
         """The head to send on, if the request is allowed; else nothing."""
         message, method, path, head, _, section = request
+        connection = self._state.connection
         verdict: object = method != b"CONNECT" and matcher(message)
         if isinstance(verdict, HeaderEdits):
             head = with_edits(request, verdict) if verdict else b""
+            message = log_fields(message, verdict)
+        elif section.shown is not None:
+            message["headers"] = cast("Sequence[bytes]", section.shown)
         if not verdict or not head:
-            self._state.connection.log(_DENIED, {**_shown(message), "status": 403}, "http")
+            message["status"] = 403
+            connection.log(_DENIED, message, "http")
             return b""
         if section.expects:
             self._answer(CONTINUE)
-        self._allow(message, section, method, path, 0)
+        if section.asked.tunnel:
+            self._state.switching = True
+        self._allow(message, section, path, connection.monotonic_ns())
         return head
 
-    def _allow(
-        self, message: Message, section: Section, method: bytes, path: bytes, now: int
-    ) -> None:
+    def _allow(self, message: dict[str, Value], section: Section, path: bytes, now: int) -> None:
         """Note that a request goes to the server."""
         state = self._state
-        state.connection.log(_REQUEST, _shown(message), "http")
-        flags = HEAD_ONLY if method == b"HEAD" else 0
-        if section.tunnel:
-            flags |= TUNNEL
-            state.switching = True
-        path = path[: limits.MAX_LOG_VALUE]
-        host = section.host[: limits.MAX_LOG_VALUE]
-        cost = OWED_COST + len(path) + len(host)
+        state.connection.log(_REQUEST, message, "http")
+        asked = section.asked
+        if len(path) > limits.MAX_LOG_VALUE:
+            path = path[: limits.MAX_LOG_VALUE]
+        cost = asked.cost + len(path)
         state.cost += cost
-        state.pending.append((method, path, host, flags, now, cost))
+        state.pending.append((asked, path, now, cost))
 
     def _deny(self, request: Request, ops: list[int]) -> bool:
         """Answer a denied request; returns whether others may follow."""
         section = request.section
         last = section.closes and not section.length
-        answer = DENIED[request.method == b"HEAD", last]
+        answer = DENIED[section.asked.head_only, last]
         if last:
             self._end_with(answer, ops)
         else:
@@ -234,10 +238,3 @@ class Requests:
             state.take_back()
         self._chunks = None
         self._end_with(BAD_REQUEST, ops)
-
-
-def _shown(message: Message) -> Message:
-    """What the log has of a request."""
-    return Message(
-        method=message["method"], path=message["path"], host=message["host"], scheme=b"http"
-    )

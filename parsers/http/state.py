@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from proxylib import DENIED_BODY, Connection, EntryType, ParserError
+from proxylib import DENIED_BODY, Connection, EntryType, ParserError, Value
 
 MAX_OWED = 4 << 20
 """Most bytes remembered of requests that wait for their replies: those of 8,000 requests
@@ -42,17 +42,22 @@ CONTINUE = Answer(b"HTTP/1.1 100 Continue\r\n\r\n")
 ANSWER_COST = 64
 
 
-Owed = tuple[bytes, bytes, bytes, int, int, int]
-"""A reply that the server owes: method, path and host of its request (for the log), FLAGS
-of it, when it came (as monotonic_ns has it), and the bytes that all this takes, about."""
+class Asked(NamedTuple):
+    """What is remembered of a request for its reply. Requests with the same head share it."""
 
-HEAD_ONLY = 1
-"""A flag: the request is HEAD, so that the reply has no body."""
+    fields: dict[str, Value]
+    """For the log, but for the path."""
+    head_only: bool
+    """HEAD: the reply has no body."""
+    tunnel: bool
+    """The reply may be 101, and the connection then is a WebSocket."""
+    cost: int
+    """Bytes that a request takes here, about, but for its path."""
 
-TUNNEL = 2
-"""A flag: the reply may be 101, and the connection then is a WebSocket."""
 
-OWED_COST = 512
+Owed = tuple[Asked, bytes, int, int]
+"""A reply that the server owes: what was asked, and its path; when, as monotonic_ns has
+it; and the bytes that all this takes, about."""
 
 
 class State:
@@ -74,19 +79,19 @@ class State:
 
     def owe(self, owed: Owed | Answer) -> None:
         """A request has gone to the server, or its answer must wait for its turn."""
-        self.cost += ANSWER_COST if isinstance(owed, Answer) else owed[5]
+        self.cost += ANSWER_COST if isinstance(owed, Answer) else owed[3]
         self.pending.append(owed)
 
     def pop(self) -> None:
         """The next reply that is owed is given."""
         self.replying = False
         owed = self.pending.popleft()
-        self.cost -= ANSWER_COST if isinstance(owed, Answer) else owed[5]
+        self.cost -= ANSWER_COST if isinstance(owed, Answer) else owed[3]
 
     def take_back(self) -> None:
         """What was owed last is not owed any more."""
         owed = self.pending.pop()
-        self.cost -= ANSWER_COST if isinstance(owed, Answer) else owed[5]
+        self.cost -= ANSWER_COST if isinstance(owed, Answer) else owed[3]
 
     def check(self) -> None:
         """Raise ParserError if too much is owed."""

@@ -44,7 +44,7 @@ class LogRecord:
     entry_type: EntryType
     proto: str
     fields: dict[str, object]
-    latency: int = 0
+    latency: int = field(default=0, compare=False)
     """Nanoseconds between a request and this response of it."""
 
 
