@@ -9,7 +9,7 @@ from proxylib.connection import Connection
 from proxylib.errors import ParserError, ProxylibError, RegistrationError, RuleError
 from proxylib.framed import FramedParser
 from proxylib.framing import Framing, length_prefix, lines
-from proxylib.http import DENIED_BODY, HeaderEdits, HttpRule, log_fields, redact
+from proxylib.http import DENIED_BODY, HeaderEdits, Headers, HttpRule, log_fields, redact
 from proxylib.http_path import normalize_path
 from proxylib.message import Message, Properties, Value
 from proxylib.ops import (
@@ -58,6 +58,7 @@ __all__ = [
     "FramedParser",
     "Framing",
     "HeaderEdits",
+    "Headers",
     "HttpRule",
     "L7Rule",
     "Matcher",

@@ -19,6 +19,7 @@ import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self, cast
 
 from proxylib import regex
@@ -173,22 +174,37 @@ class HttpRule(L7Rule):
 _PSEUDO = {"method": ":method", "path": ":path", "host": ":authority"}
 
 
+class Headers(tuple[Header, ...]):
+    """A request's headers that know themselves by name.
+
+    Who has the same headers in request after request gives the same object each time,
+    so that they are put into a table but once.
+    """
+
+    @cached_property
+    def by_name(self) -> dict[str, bytes]:
+        """Values by lower-case name, several joined by commas."""
+        values: dict[str, bytes] = {}
+        for key, value in self:
+            name = key.decode("latin-1")
+            so_far = values.get(name)
+            values[name] = value if so_far is None else so_far + b"," + value
+        return values
+
+
 def finder(request: Properties) -> Find:
     """The values of `request` by header name."""
-    values: dict[str, bytes] | None = None
+    headers: Any = request["headers"]
 
     def find(name: str) -> bytes | None:
-        nonlocal values
+        nonlocal headers
         known = PSEUDO_HEADERS.get(name)
         if known is not None:
-            return cast("bytes | None", request.get(known))
-        if values is None:
-            values = {}
-            for key, value in cast("Iterable[Header]", request["headers"]):
-                text = key.decode("latin-1")
-                so_far = values.get(text)
-                values[text] = value if so_far is None else so_far + b"," + value
-        return values.get(name)
+            value: Any = request.get(known)
+            return value  # type: ignore[no-any-return]
+        if type(headers) is not Headers:
+            headers = Headers(headers)
+        return headers.by_name.get(name)  # type: ignore[no-any-return]
 
     return find
 

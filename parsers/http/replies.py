@@ -78,19 +78,18 @@ class Replies:
                     return False
             if at >= size:
                 break
+            if not pending:
+                _pass(start, at, ops)
+                raise BadMessage("a reply to no request")
             reply = self._last
             if reply is not None and data.startswith(reply.raw, at):
                 end = at + len(reply.raw)
             else:
                 start = _pass(start, at, ops)
                 end = find_end(data, at, REPLY_HEAD)
-                if pending and end:
-                    reply = self._last = read_reply(data[at:end])
-            if not pending:
-                start = _pass(start, at, ops)
-                raise BadMessage("a reply to no request")
-            if not end or reply is None:
-                break
+                if not end:
+                    break
+                reply = self._last = read_reply(data[at:end])
             owed = pending[0]
             assert not isinstance(owed, Answer), "answers of ours are given at once"
             if reply.status < 200:

@@ -36,7 +36,7 @@ from parsers.http.heads import (
     values_of,
 )
 from parsers.http.state import Asked
-from proxylib import HeaderEdits, Value, normalize_path, redact
+from proxylib import HeaderEdits, Headers, Value, normalize_path, redact
 
 _HOST = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+;=:[]"
 """What may stand in a Host: RFC 3986's host and port, without a comma."""
@@ -146,7 +146,7 @@ def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
         if not tunnel:
             kept = b", ".join(option for option in connection if option not in _HOP)
             sent = edit(sent, _HOP | {b"connection"}, [(b"connection", kept)] if kept else [])
-    headers = cast("Sequence[bytes]", fields)
+    headers = cast("Sequence[bytes]", Headers(fields))
     line: dict[str, Value] = {"method": method, "host": host, "scheme": b"http"}
     shown = redact(fields)
     asked = Asked(line, method == b"HEAD", tunnel, 512 + len(host))
