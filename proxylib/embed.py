@@ -20,6 +20,8 @@ import proxylib_native
 
 from proxylib.connection import Connection
 from proxylib.errors import ConfigError
+from proxylib.http import HttpRule
+from proxylib.http_filter import HttpFilterConfig
 from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
 from proxylib.ops import FilterResult
 from proxylib.registry import get_parser_factory, load_parser_file, parser_names
@@ -169,6 +171,7 @@ FILTER_KEYS: dict[str, type | tuple[type, ...]] = {
     "destination": str,
     "parser_modules": list,
     "record": dict,
+    "secrets_path": str,
     **SANDBOX_KEYS,
 }
 
@@ -202,7 +205,10 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")
     number = instances.open(
         Parameters(
-            values.get("access_log_path", ""), values.get("xds_path", ""), values.get("node_id", "")
+            values.get("access_log_path", ""),
+            values.get("xds_path", ""),
+            values.get("node_id", ""),
+            values.get("secrets_path", ""),
         )
     )
     instance = instances.get(number)
@@ -217,6 +223,23 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         values.get("destination", ""),
         settings,
         recorder(values["record"]) if "record" in values else None,
+    )
+
+
+def http_filter_config(name: bytes, config: bytes) -> HttpFilterConfig:
+    """The configuration of an HTTP filter: as `filter_config`, for a parser with HTTP rules."""
+    common = filter_config(name, config)
+    factory = get_parser_factory(common.parser)
+    if factory is None or not issubclass(factory.rule_class, HttpRule):
+        common.close()
+        raise ConfigError(f"parser {common.parser!r} has no HTTP rules")
+    return HttpFilterConfig(
+        common.instance,
+        common.parser,
+        common.ingress,
+        common.policy_name,
+        common.destination,
+        common.close,
     )
 
 

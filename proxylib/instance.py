@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from proxylib import npds
 from proxylib.connection import Connection, LogStream
 from proxylib.errors import ConfigError, PolicyError, RegistrationError
 from proxylib.hosts import HostMap, compile_hosts
+from proxylib.http_secrets import Secrets
 from proxylib.message import Properties
 from proxylib.ops import FilterResult
 from proxylib.policy import PolicyMap, compile_policies
@@ -49,6 +51,8 @@ class Parameters:
     access_log_path: str = ""
     xds_path: str = ""
     node_id: str = ""
+    secrets_path: str = ""
+    """Folder of the values that HTTP rules name (proxylib/http_secrets.py)."""
 
 
 def parse_parameters(pairs: Sequence[tuple[str, str]]) -> Parameters:
@@ -68,10 +72,15 @@ class Instance:
     log: AccessLog | None
     policy: PolicyMap = field(default_factory=PolicyMap)
     hosts: HostMap = field(default_factory=HostMap)
+    secrets: Secrets = field(init=False)
     client: npds.Client | None = None
     references: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a policy is compiled and put in force."""
+
+    def __post_init__(self) -> None:
+        folder = self.parameters.secrets_path
+        self.secrets = Secrets(Path(folder) if folder else None)
 
     def start(self) -> None:
         """Subscribe to policies, if the parameters name a control server."""
@@ -105,7 +114,11 @@ class Instance:
 
     def _compile(self, version: str, resources: Sequence[bytes]) -> None:
         self.policy = compile_policies(
-            resources, get_parser_factory, version=version, previous=self.policy
+            resources,
+            get_parser_factory,
+            version=version,
+            previous=self.policy,
+            secrets=self.secrets,
         )
 
     def _set_hosts(self, version: str, resources: Sequence[bytes]) -> None:
@@ -134,9 +147,39 @@ class Instance:
             factory = None
         if factory is None:
             return FilterResult.UNKNOWN_PARSER
+        connection = self.connection(
+            parser,
+            ingress=ingress,
+            src_id=src_id,
+            dst_id=dst_id,
+            src_addr=src_addr,
+            dst_addr=dst_addr,
+            policy_name=policy_name,
+            settings=settings,
+        )
+        if connection is None:
+            return FilterResult.INVALID_ADDRESS
+        if not connection.breaker.admits():
+            return self._without_parser(connection)
+        result = connection.create(factory)
+        return connection if result == FilterResult.OK else result
+
+    def connection(
+        self,
+        parser: str,
+        *,
+        ingress: bool,
+        src_id: int,
+        dst_id: int,
+        src_addr: str,
+        dst_addr: str,
+        policy_name: str,
+        settings: Settings = DEFAULTS,
+    ) -> Connection | None:
+        """A connection with its policy and log, and no parser yet; None if `dst_addr` is none."""
         port = destination_port(dst_addr)
         if port is None:
-            return FilterResult.INVALID_ADDRESS
+            return None
         connection = Connection(
             self,
             parser,
@@ -154,10 +197,7 @@ class Instance:
             prefix = log_prefix(connection)
             connection.log = self.log.stream(prefix, parser)
             connection.open_audit_log = partial(self.log.stream, prefix + _AUDIT, parser)
-        if not connection.breaker.admits():
-            return self._without_parser(connection)
-        result = connection.create(factory)
-        return connection if result == FilterResult.OK else result
+        return connection
 
     def _without_parser(self, connection: Connection) -> Connection | FilterResult:
         """A connection while its parser is taken out."""
@@ -240,9 +280,10 @@ class InstanceTable:
     def _find(self, wanted: Parameters) -> int | None:
         for number, instance in self._instances.items():
             known = instance.parameters
-            same_paths = (known.access_log_path, known.xds_path) == (
+            same_paths = (known.access_log_path, known.xds_path, known.secrets_path) == (
                 wanted.access_log_path,
                 wanted.xds_path,
+                wanted.secrets_path,
             )
             if same_paths and (not wanted.node_id or known.node_id == wanted.node_id):
                 return number

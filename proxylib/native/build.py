@@ -27,9 +27,14 @@ SOURCES = (
     "engine.c",
     "cabi.c",
     "envoy_buffer.c",
+    "envoy_config.c",
     "envoy.c",
+    "envoy_http.c",
 )
-HEADERS = ("native.h", "proxylib.h", "log.h", "envoy_abi.h", "envoy_buffer.h", "build.py")
+HEADERS = (
+    *("native.h", "proxylib.h", "log.h", "build.py"),
+    *("envoy_abi.h", "envoy_buffer.h", "envoy_config.h", "envoy_http_abi.h"),
+)
 MODULE = "proxylib.libproxylib"
 
 INIT = """

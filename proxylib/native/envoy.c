@@ -10,6 +10,7 @@
 #include "native.h"
 
 #include "envoy_buffer.h"
+#include "envoy_config.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -228,32 +229,6 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
 
 /* -- hooks ------------------------------------------------------------------------- */
 
-static void envoy_log(int level, const char *text) {
-  if (envoy_dynamic_module_callback_log) {
-    envoy_dynamic_module_callback_log(level, (envoy_buffer){text, strlen(text)});
-  } else {
-    fprintf(stderr, "proxylib: %s\n", text);
-  }
-}
-
-/* Logs the current Python exception in one line, and clears it. */
-static void log_exception(const char *what) {
-  PyObject *type, *value, *trace;
-  PyErr_Fetch(&type, &value, &trace);
-  PyErr_NormalizeException(&type, &value, &trace);
-  PyObject *text = value ? PyObject_Str(value) : NULL;
-  char line[2048];
-  snprintf(line, sizeof line, "proxylib: %s: %s: %s", what,
-           type ? ((PyTypeObject *)type)->tp_name : "error",
-           text && PyUnicode_AsUTF8(text) ? PyUnicode_AsUTF8(text) : "?");
-  PyErr_Clear();
-  envoy_log(LOG_ERROR, line);
-  Py_XDECREF(text);
-  Py_XDECREF(type);
-  Py_XDECREF(value);
-  Py_XDECREF(trace);
-}
-
 HOOK(const char *, program_init)(void) {
   /* This callback is new in the first release that we fit; later releases than the
    * last one refuse our ABI version themselves. */
@@ -269,28 +244,10 @@ HOOK(const char *, program_init)(void) {
 HOOK(void *, network_filter_config_new)
 (envoy_filter_config envoy, envoy_buffer name, envoy_buffer config) {
   (void)envoy;
-  if (!python_start()) {
-    envoy_log(LOG_ERROR, "proxylib: Python did not start; the reason is on stderr");
-    return NULL;
-  }
-  python_enter();
-  PyObject *result =
-      PyObject_CallMethod(embed_module, "filter_config", "y#y#", name.ptr ? name.ptr : "",
-                          (Py_ssize_t)name.length, config.ptr ? config.ptr : "",
-                          (Py_ssize_t)config.length);
-  if (!result) log_exception("filter configuration refused");
-  python_leave();
-  return result;
+  return envoy_new_config("filter_config", name, config);
 }
 
-HOOK(void, network_filter_config_destroy)(const void *config) {
-  python_enter();
-  PyObject *result = PyObject_CallMethod((PyObject *)config, "close", NULL);
-  if (!result) log_exception("closing a filter configuration");
-  Py_XDECREF(result);
-  Py_DECREF((PyObject *)config);
-  python_leave();
-}
+HOOK(void, network_filter_config_destroy)(const void *config) { envoy_destroy_config(config); }
 
 HOOK(void *, network_filter_new)(const void *config, envoy_filter envoy) {
   struct filter *f = calloc(1, sizeof *f);
@@ -312,7 +269,7 @@ HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
       f->config, "open", "s#Is#I", remote.ptr ? remote.ptr : "", (Py_ssize_t)remote.length,
       remote_port, local.ptr ? local.ptr : "", (Py_ssize_t)local.length, local_port);
   if (connection && connection != Py_None) f->open = connection_init(&f->connection, connection);
-  if (PyErr_Occurred()) log_exception("opening a connection");
+  if (PyErr_Occurred()) envoy_log_exception("opening a connection");
   Py_XDECREF(connection);
   python_leave();
   if (f->open) return STATUS_CONTINUE;

@@ -8,6 +8,7 @@
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
  * envoy.c      face 2: Envoy's dynamic-module network filter (envoy_buffer.c reads
  *              and rewrites Envoy's buffers)
+ * envoy_http.c face 2: the HTTP filter (envoy_config.c has what both filters need)
  *
  * Python objects are touched only between python_enter and python_leave.
  */
