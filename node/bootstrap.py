@@ -23,14 +23,32 @@ from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 
 from node.address import Address
 from xds.ads.bootstrap import connection_limit, to_json
-from xds.ads.clusters import CONNECT_TIMEOUT, address, circuit_breakers, load_assignment, pipe
-from xds.ads.filters import CONNECT_FAILURE, FilterConfig, RecordConfig, tcp_chain
+from xds.ads.clusters import (
+    CONNECT_TIMEOUT,
+    ClusterConfig,
+    address,
+    circuit_breakers,
+    http_circuit_breakers,
+    http_options,
+    load_assignment,
+    pipe,
+)
+from xds.ads.filters import (
+    CONNECT_FAILURE,
+    Codec,
+    FilterConfig,
+    RecordConfig,
+    http_chain,
+    tcp_chain,
+)
+from xds.ads.resources import routes
 
 __all__ = [
     "CLUSTER",
     "CONNECT_FAILURE",
     "LISTENER",
     "BootstrapConfig",
+    "Codec",
     "FilterConfig",
     "RecordConfig",
     "build",
@@ -52,6 +70,8 @@ class BootstrapConfig:
     concurrency: int = 1
     max_connections: int = 50_000
     """Accepted connections at a time; more are refused. Two descriptors each."""
+    codec: Codec | None = None
+    """HTTP that Envoy decodes, for the HTTP filter; None: the parser gets bytes."""
 
 
 def build(config: BootstrapConfig) -> Bootstrap:
@@ -67,7 +87,13 @@ def build(config: BootstrapConfig) -> Bootstrap:
 
 
 def _listener(config: BootstrapConfig) -> Listener:
-    chain = tcp_chain([config.filter], CLUSTER, stat_prefix=config.filter.parser)
+    prefix = config.filter.parser
+    if config.codec is None:
+        chain = tcp_chain([config.filter], CLUSTER, stat_prefix=prefix)
+    else:
+        chain = http_chain(
+            [config.filter], routes=routes(CLUSTER), stat_prefix=prefix, codec=config.codec
+        )
     return Listener(
         name=LISTENER,
         address=_address(config.listen),
@@ -79,11 +105,14 @@ def _listener(config: BootstrapConfig) -> Listener:
 
 
 def _cluster(config: BootstrapConfig) -> Cluster:
+    http = ClusterConfig(config.max_connections, http=True)
+    breakers = circuit_breakers if config.codec is None else http_circuit_breakers
     return Cluster(
         name=CLUSTER,
         type=ClusterDiscoveryType.STATIC,
         connect_timeout=CONNECT_TIMEOUT,
-        circuit_breakers=circuit_breakers(config.max_connections),
+        circuit_breakers=breakers(config.max_connections),
+        typed_extension_protocol_options={} if config.codec is None else http_options(http),
         load_assignment=load_assignment(CLUSTER, [_address(config.upstream)]),
     )
 

@@ -64,7 +64,9 @@ class ProxyConfig:
     listen: port 0 takes a free one. policies: files, or folders of them. access_log: the
     socket of a consumer that somebody else runs; None: entries come to
     `on_entries`. egress: the policy is the clients' own, not the upstream's.
-    watch: take up edits of the files.
+    watch: take up edits of the files. codec: HTTP that Envoy itself decodes, judged in
+    its HTTP filter; None: the parser gets bytes. secrets: folder of the header values
+    that HTTP rules name.
     """
 
     parser: ParserChoice
@@ -80,6 +82,8 @@ class ProxyConfig:
     egress: bool = False
     watch: bool = True
     record: bootstrap.RecordConfig | None = None
+    codec: bootstrap.Codec | None = None
+    secrets: Path | None = None
 
 
 class Proxy:
@@ -166,12 +170,14 @@ class Proxy:
                             destination=str(upstream),
                             parser_modules=config.parser.modules,
                             record=config.record,
+                            secrets_path=config.secrets and config.secrets.absolute(),
                         ),
                         listen=listen,
                         upstream=upstream,
                         admin=admin,
                         concurrency=config.concurrency,
                         max_connections=_max_connections(),
+                        codec=config.codec,
                     )
                 )
             )

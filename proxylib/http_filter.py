@@ -77,18 +77,18 @@ class HttpFilterConfig:
     destination: str
     release: Any
     """Called when Envoy has removed the listener."""
-    _connections: dict[tuple[str, int, str], Connection] = field(default_factory=dict)
+    _connections: dict[tuple[str, str], Connection] = field(default_factory=dict)
     _hosts: HostMap | None = None
 
     def request(
-        self, headers: Sequence[Header], remote: str, port: int, local: str, protocol: bytes
+        self, headers: Sequence[Header], remote: str, local: str, protocol: bytes
     ) -> Answer:
         """Judge a request with Envoy's header map `headers`, pseudo headers included.
 
-        remote, port: the client's. local: ``ip:port`` of the connection. Raises only what
-        `_connection` does, for addresses that Envoy cannot give.
+        remote, local: ``ip:port`` or ``[ip6]:port`` of the connection's ends. Raises ConfigError
+        for addresses that are none.
         """
-        connection = self._connection(remote, port, local)
+        connection = self._connection(remote, local)
         fields: dict[str, Any] = {"protocol": protocol}
         others: list[Header] = []
         for header in headers:
@@ -110,7 +110,7 @@ class HttpFilterConfig:
     def _judge(self, connection: Connection, fields: dict[str, Any]) -> Answer:
         path = fields["path"]
         # Envoy has made it so; a listener whose options say otherwise must not be the gap.
-        if normalize_path(path) != path:
+        if normalize_path(path) != path and (path, fields["method"]) != (b"*", b"OPTIONS"):
             refused = {**log_fields(fields), "reason": "the path is not in its normal form"}
             connection.log(EntryType.Denied, refused, "http")
             return None, BAD_REQUEST, (), (), BAD_REQUEST_BODY
@@ -128,29 +128,29 @@ class HttpFilterConfig:
             return exchange, 0, verdict.remove, verdict.add, b""
         return exchange, 0, (), (), b""
 
-    def _connection(self, remote: str, port: int, local: str) -> Connection:
+    def _connection(self, remote: str, local: str) -> Connection:
         hosts = self.instance.hosts
         if hosts is not self._hosts or len(self._connections) >= MAX_CONNECTIONS:
             # Identities may be others now.
             self._connections, self._hosts = {}, hosts
-        key = (remote, port, local)
+        key = (remote, local)
         connection = self._connections.get(key)
         if connection is None:
-            connection = self._connections[key] = self._open(remote, port, local)
+            connection = self._connections[key] = self._open(remote, local)
         return connection
 
-    def _open(self, remote: str, port: int, local: str) -> Connection:
+    def _open(self, remote: str, local: str) -> Connection:
         dst_addr = self.destination or local
-        dst_ip = dst_addr.rpartition(":")[0].strip("[]")
+        src_ip, dst_ip = (a.rpartition(":")[0].strip("[]") for a in (remote, dst_addr))
         identity = self.instance.hosts.identity
         connection = self.instance.connection(
             self.parser,
             ingress=self.ingress,
-            src_id=identity(remote),
+            src_id=identity(src_ip),
             dst_id=identity(dst_ip),
-            src_addr=f"[{remote}]:{port}" if ":" in remote else f"{remote}:{port}",
+            src_addr=remote,
             dst_addr=dst_addr,
-            policy_name=self.policy_name or (dst_ip if self.ingress else remote),
+            policy_name=self.policy_name or (dst_ip if self.ingress else src_ip),
         )
         if connection is None:
             raise ConfigError(f"no destination address: {dst_addr!r}")

@@ -26,6 +26,7 @@ from xds.labels import (
     Selector,
     requirement,
 )
+from xds.model_http import HttpRule
 from xds.policy import (
     L7,
     Cidr,
@@ -254,7 +255,9 @@ def _l7(rules: model.L7Rules | None, origin: Origin) -> L7 | None:
     return L7(rules.l7proto or rules.field, pairs, place, origin.below(items))
 
 
-def _pairs(item: dict[str, str | None] | model_peers.FQDNSelector) -> L7Pairs:
+def _pairs(item: dict[str, str | None] | model_peers.FQDNSelector | HttpRule) -> L7Pairs:
+    if isinstance(item, HttpRule):
+        return tuple(item.pairs())
     if isinstance(item, model_peers.FQDNSelector):
         name: Literal["matchName", "matchPattern"]
         name = "matchName" if item.matchName is not None else "matchPattern"

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from proxylib.http import HttpRule
+from proxylib.policy import HTTP
 from proxylib.proto import npds_pb2 as npds
 from xds.endpoints import Enforcement
 from xds.labels import Requirement, Selector
@@ -345,7 +347,10 @@ def _rule(
         tls = line.originating_tls
         rule.upstream_tls_context.validation_context_sds_secret = f"{tls.namespace}/{tls.secret}"
     for item in dict.fromkeys(pairs for each in l7 or () for pairs in each.rules):
-        rule.l7_rules.l7_allow_rules.add(rule=dict(item))
+        if line.proto == HTTP:
+            rule.http_rules.http_rules.append(HttpRule(dict(item)).to_proto())
+        else:
+            rule.l7_rules.l7_allow_rules.add(rule=dict(item))
     return rule
 
 

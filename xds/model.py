@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from xds.model_http import HttpHeaderMatch, HttpRule
 from xds.model_peers import (
     CIDRRule,
     DnsName,
@@ -39,7 +40,6 @@ REFUSED = {
     "toGroups": _CLOUD,
     "cidrGroupRef": "CIDR groups are not known here; write the CIDRs",
     "cidrGroupSelector": "CIDR groups are not known here; write the CIDRs",
-    "http": "is not supported in this version",
 }
 """Fields of Cilium's documents that cannot be enforced, and why."""
 
@@ -74,7 +74,7 @@ def _annotations(found: dict[str, str] | None) -> dict[str, str] | None:
     return found
 
 
-NAMED = ("kafka", "dns")
+NAMED = ("http", "kafka", "dns")
 """Protocols whose rules may also stand under their own name, without an l7proto."""
 
 PARSERS = ("kafka",)
@@ -94,6 +94,9 @@ def _not_empty(value: Any, info: ValidationInfo) -> Any:
 Items = Annotated[list[dict[str, str | None]] | None, BeforeValidator(_not_empty)]
 """L7 rules; at least one."""
 
+HttpItems = Annotated[list[HttpRule] | None, BeforeValidator(_not_empty)]
+"""HTTP rules; at least one."""
+
 DnsItems = Annotated[list[FQDNSelector] | None, BeforeValidator(_not_empty)]
 """Names that may be asked for; at least one."""
 
@@ -103,6 +106,7 @@ class L7Rules(Shape):
 
     l7proto: Optional[Annotated[str, Field(min_length=1)]] = None
     l7: Items = None
+    http: HttpItems = None
     kafka: Items = None
     dns: DnsItems = None
 
@@ -431,6 +435,8 @@ FIELDS: Fields = {
     "toPorts": (PortRule, PortDenyRule),
     "ports": PortProtocol,
     "rules": L7Rules,
+    "http": HttpRule,
+    "headerMatches": HttpHeaderMatch,
     "dns": FQDNSelector,
     "terminatingTLS": TLSContext,
     "originatingTLS": TLSContext,

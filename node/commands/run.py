@@ -16,7 +16,7 @@ from node.stopping import Stopped, stop_on_signals
 from proxylib.errors import ProxylibError
 
 if TYPE_CHECKING:
-    from node.bootstrap import RecordConfig
+    from node.bootstrap import Codec, RecordConfig
     from node.run import Event
 
 
@@ -106,6 +106,18 @@ _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
     callback=_address,
     help="Serve Prometheus metrics, counted from the log, over HTTP.",
 )
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", "http1", "http2"]),
+    help="For HTTP rules: let Envoy decode HTTP (auto: HTTP/1 and HTTP/2, gRPC too) and judge "
+    "in its HTTP filter. Without it PARSER gets the bytes, which for http is HTTP/1.1.",
+)
+@click.option(
+    "--secrets",
+    metavar="FOLDER",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Header values that HTTP rules name: a file NAMESPACE/NAME for each.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON lines on stdout.")
 @click.option(
     "--egress",
@@ -130,6 +142,8 @@ def command(
     envoy: Path | None,
     envoy_log_level: str,
     metrics: Address | None,
+    codec: Codec | None,
+    secrets: Path | None,
     as_json: bool,
     egress: bool,
     watch: bool,
@@ -185,6 +199,8 @@ def command(
                 concurrency=concurrency,
                 envoy=envoy,
                 envoy_log_level=envoy_log_level,
+                codec=codec,
+                secrets=secrets,
                 egress=egress,
                 watch=watch,
                 record=record,

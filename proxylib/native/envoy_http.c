@@ -55,9 +55,8 @@ struct verdict {
 static struct verdict ask(struct stream *s, const envoy_header *headers, size_t n_headers) {
   struct verdict v = {.status = 403};
   envoy_buffer remote = {"", 0}, local = {"", 0}, protocol = {"", 0};
-  uint32_t port = 0;
   PyObject *exchange;
-  envoy_dynamic_module_callback_http_get_downstream_direct_remote_address(s->envoy, &remote, &port);
+  envoy_dynamic_module_callback_http_get_downstream_direct_remote_address(s->envoy, &remote);
   envoy_dynamic_module_callback_http_filter_get_attribute_string(
       s->envoy, ATTRIBUTE_DESTINATION_ADDRESS, &local);
   envoy_dynamic_module_callback_http_filter_get_attribute_string(s->envoy, ATTRIBUTE_PROTOCOL,
@@ -65,8 +64,8 @@ static struct verdict ask(struct stream *s, const envoy_header *headers, size_t 
   python_enter();
   PyObject *map = pairs(headers, n_headers);
   if (map) {
-    v.answer = PyObject_CallMethod(s->config, "request", "(Os#Is#y#)", map, remote.ptr,
-                                   (Py_ssize_t)remote.length, port, local.ptr,
+    v.answer = PyObject_CallMethod(s->config, "request", "(Os#s#y#)", map, remote.ptr,
+                                   (Py_ssize_t)remote.length, local.ptr,
                                    (Py_ssize_t)local.length, protocol.ptr,
                                    (Py_ssize_t)protocol.length);
     Py_DECREF(map);

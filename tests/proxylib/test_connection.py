@@ -42,7 +42,7 @@ class Instance:
 class Log:
     entries: list[tuple[int, dict[str, object], str]] = field(default_factory=list)
 
-    def __call__(self, kind: int, fields: object, proto: str = "") -> None:
+    def __call__(self, kind: int, fields: object, proto: str = "", latency: int = 0) -> None:
         self.entries.append((kind, dict(fields), proto))  # type: ignore[call-overload]
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,7 @@ class World:
         *,
         parser: str = "r2d2",
         egress: bool = False,
+        headers: Sequence[tuple[bytes, bytes]] = (),
         **message: str,
     ) -> bool:
         subject, remote = (client, server) if egress else (server, client)
@@ -72,7 +74,8 @@ class World:
             parser=parser,
         )
         defaults: Mapping[str, bytes] = {"cmd": b"HALT", "file": b""}
-        return decision.matcher({**defaults, **{k: v.encode() for k, v in message.items()}})
+        said: dict[str, Any] = {k: v.encode() for k, v in message.items()}
+        return bool(decision.matcher({**defaults, **said, "host": b"h", "headers": headers}))
 
 
 def spec(body: str, selector: str = "{matchLabels: {app: server}}", name: str = "p") -> str:
@@ -290,6 +293,86 @@ def test_kafka_example() -> None:
     assert not allows(A, "Fetch", "other")
     assert not allows(A, "Produce", "msgs")
     assert not allows(B, "Fetch", "msgs")
+
+
+_HTTP = {
+    # example: (labels of the server, labels of the client, requests and whether they may)
+    "http-rule1": (
+        "{app: service}",
+        "{env: prod}",
+        {
+            "GET /public": True,
+            "GET /public/x": False,
+            "GET /": False,
+            "POST /public": False,
+        },
+    ),
+    "http-l7-rule": (
+        "{app: myService}",
+        "{app: any}",
+        {
+            "GET /path1": True,
+            "GET /path1x": False,
+            "GET /x/path1": False,
+            "PUT /path2": False,
+            "PUT /path2 x-my-header=true": True,
+            "PUT /path2 x-my-header=false": False,
+            "PUT /path1 x-my-header=true": False,
+        },
+    ),
+    "nginx-ingress-l7": (
+        "{app: nginx}",
+        "{app: alpine}",
+        {"GET /welcome": True, "HEAD /welcome": False, "HEAD /": False},
+    ),
+    "grpc-rule1": (
+        "{app: nginx}",
+        "{app: alpine}",
+        {
+            "POST /gmem.UserManager/GetName": True,
+            "POST /gmem.UserManager/GetAge": False,
+            "GET /gmem.UserManager/GetName": False,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _HTTP)
+def test_http_examples(name: str) -> None:
+    server, client, requests = _HTTP[name]
+    world = World(
+        example(name),
+        f"endpoints: [{{address: {SERVER}, labels: {server}}}, {{address: {A}, labels: {client}}}]",
+    )
+    for request, expected in requests.items():
+        method, path, *headers = request.split(" ")
+        pairs = [tuple(header.encode().split(b"=")) for header in headers]
+        said = world.allows(A, parser="http", method=method, path=path, headers=pairs)
+        assert said == expected, request
+
+
+def test_http_rules_on_the_wire() -> None:
+    text = spec(
+        "ingress: [{toPorts: [{ports: [{port: 80, protocol: TCP}], rules: {http: ["
+        "{method: GET, headers: [X-A, 'X-B: [0-9]+'], headerMatches: ["
+        "{name: X-C, secret: {name: s}, mismatch: REPLACE},"
+        "{name: X-D, value: d, secret: {namespace: n, name: s}}]}]}}]}]"
+    )
+    (policy,) = [
+        policy
+        for policy in map(npds.NetworkPolicy.FromString, resources(text)[NETWORK_POLICY])
+        if SERVER in policy.endpoint_ips
+    ]
+    (rule,) = policy.ingress_per_port_policies[0].rules[0].http_rules.http_rules
+    assert [matcher.name for matcher in rule.headers] == [":method", "x-a", "x-b"]
+    assert rule.headers[0].string_match.safe_regex.regex == "GET"
+    assert rule.headers[1].present_match
+    assert [(m.name, m.value, m.value_sds_secret) for m in rule.header_matches] == [
+        ("x-c", "", "default/s"),
+        ("x-d", "d", "n/s"),
+    ]
+    assert rule.header_matches[0].mismatch_action == npds.HeaderMatch.REPLACE_ON_MISMATCH
+    assert rule.header_matches[1].mismatch_action == npds.HeaderMatch.FAIL_ON_MISMATCH
 
 
 def test_memcache_example() -> None:

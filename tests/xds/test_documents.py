@@ -318,7 +318,37 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
             l7("{kafka: []}"),
             f"{RULES}.kafka: has no rules; to allow (and log) everything write kafka",
         ),
-        (l7("{http: []}"), f"{RULES}.http: is not supported in this version"),
+        (
+            l7("{http: []}"),
+            f"{RULES}.http: has no rules; to allow (and log) everything write http: [{{}}]",
+        ),
+        (
+            l7("{http: [{method: '('}]}"),
+            f"{RULES}.http[0].method: '(': not a valid RE2 regex: missing ): (",
+        ),
+        (l7("{http: [{patch: x}]}"), f"{RULES}.http[0].patch: unknown field; did you mean 'path'?"),
+        (
+            l7("{http: [{headers: ['a b: c']}]}"),
+            f"{RULES}.http[0].headers[0]: 'a b: c': 'a b' cannot be a header's name",
+        ),
+        (
+            l7("{http: [{headers: [a, 'Host: x']}]}"),
+            f"{RULES}.http[0].headers[1]: 'Host: x': use host for the Host header",
+        ),
+        (
+            l7("{http: [{headerMatches: [{name: content-length, value: '1', mismatch: ADD}]}]}"),
+            f"{RULES}.http[0].headerMatches[0]: 'content-length': "
+            "a policy cannot change this header",
+        ),
+        (
+            l7("{http: [{headerMatches: [{name: a, mismatch: PASS}]}]}"),
+            f"{RULES}.http[0].headerMatches[0].mismatch: must be '', 'LOG', 'ADD', 'DELETE' or "
+            "'REPLACE', not 'PASS'",
+        ),
+        (
+            l7("{http: [{headerMatches: [{name: a, secret: {name: '../x'}}]}]}"),
+            f"{RULES}.http[0].headerMatches[0]: 'default/../x': a secret is called namespace/name",
+        ),
         (
             l7("{kafka: [{}], l7proto: r2d2, l7: [{}]}"),
             f"{RULES}: kafka rules cannot stand beside others",

@@ -15,7 +15,6 @@ import parsers.cassandra
 import parsers.kafka
 import parsers.memcache  # noqa: F401 - the three register their parsers
 from tests.xds.conftest import EXAMPLES
-from xds import model
 from xds.documents import load_policies
 from xds.endpoints import load_endpoints, load_services
 from xds.engine import Change, Engine
@@ -287,7 +286,6 @@ def test_verdicts(names: str) -> None:
     check("\n---\n".join(map(text, names.split(" + "))), CASES[names])
 
 
-@pytest.mark.skipif("http" in model.REFUSED, reason="HTTP rules are refused still")
 @pytest.mark.parametrize("name", HTTP_CASES)
 def test_verdicts_with_http(name: str) -> None:
     check(text(name), HTTP_CASES[name])

@@ -129,11 +129,11 @@ def _cluster(name: str, config: ClusterConfig) -> Cluster:
         connect_timeout=CONNECT_TIMEOUT,
         circuit_breakers=breakers(config.max_connections),
         transport_socket=config.tls,
-        typed_extension_protocol_options=_http_options(config) if config.http else {},
+        typed_extension_protocol_options=http_options(config) if config.http else {},
     )
 
 
-def _http_options(config: ClusterConfig) -> dict[str, Any]:
+def http_options(config: ClusterConfig) -> dict[str, Any]:
     """Upstream speaks the version of HTTP that the client speaks."""
     names = UpstreamHttpProtocolOptions(auto_sni=True, auto_san_validation=True)
     options = HttpProtocolOptions(

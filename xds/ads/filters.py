@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.accesslog.v3 import (
@@ -25,10 +26,12 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiVersion,
     ConfigSource,
     DataSource,
+    Http1ProtocolOptions,
     HttpProtocolOptions,
     SubstitutionFormatString,
 )
 from envoy_data_plane.envoy.config.listener.v3 import Filter
+from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
 from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StderrAccessLog
 from envoy_data_plane.envoy.extensions.dynamic_modules.v3 import DynamicModuleConfig
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import (
@@ -42,6 +45,8 @@ from envoy_data_plane.envoy.extensions.filters.network.dynamic_modules.v3 import
 )
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
+    HttpConnectionManagerCodecType,
+    HttpConnectionManagerPathWithEscapedSlashesAction,
     HttpConnectionManagerServerHeaderTransformation,
     HttpConnectionManagerUpgradeConfig,
     HttpFilter,
@@ -91,6 +96,7 @@ class FilterConfig:
     destination: str = ""
     parser_modules: tuple[Path, ...] = ()
     record: RecordConfig | None = None
+    secrets_path: Path | None = None
 
     def to_json(self) -> str:
         values: dict[str, object] = {
@@ -106,6 +112,8 @@ class FilterConfig:
             values["destination"] = self.destination
         if self.parser_modules:
             values["parser_modules"] = [str(path) for path in self.parser_modules]
+        if self.secrets_path is not None:
+            values["secrets_path"] = str(self.secrets_path)
         if self.record is not None:
             values["record"] = {**asdict(self.record), "folder": str(self.record.folder)}
         return json.dumps(values)
@@ -149,15 +157,40 @@ def tcp_chain(
     return [*sni, *map(parser_filter, parsers), tcp_proxy(cluster, stat_prefix=stat_prefix)]
 
 
-def http_chain(parsers: Sequence[FilterConfig], *, routes: str, stat_prefix: str) -> list[Filter]:
-    """A connection manager with the parsers and a router; its routes are `routes`, by RDS.
+Codec = Literal["auto", "http1", "http2"]
+"""What a client may speak: HTTP/1 and HTTP/2 by its first bytes, or one of them."""
 
-    It changes as little as Envoy allows: no headers of its own, no timeouts.
+
+def http_chain(
+    parsers: Sequence[FilterConfig],
+    *,
+    routes: str | RouteConfiguration,
+    stat_prefix: str,
+    codec: Codec = "auto",
+) -> list[Filter]:
+    """A connection manager with the parsers and a router; routes that are a name come by RDS.
+
+    It changes as little as Envoy allows: no headers of its own, no timeouts. Paths take
+    the one form that is matched and forwarded (proxylib/http_path.py).
     """
+    rds, inline = None, None
+    if isinstance(routes, str):
+        rds = Rds(config_source=ads_source(), route_config_name=routes)
+    else:
+        inline = routes
     filters = [parser_http_filter(p, f"parser-{number}") for number, p in enumerate(parsers)]
     manager = HttpConnectionManager(
         stat_prefix=stat_prefix,
-        rds=Rds(config_source=ads_source(), route_config_name=routes),
+        codec_type=_CODECS[codec],
+        rds=rds,
+        route_config=inline,
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action=(
+            HttpConnectionManagerPathWithEscapedSlashesAction.REJECT_REQUEST
+        ),
+        http_protocol_options=Http1ProtocolOptions(accept_http_10=True),
+        access_log=[_connect_failures()],
         http_filters=[
             *filters,
             HttpFilter(
@@ -174,6 +207,13 @@ def http_chain(parsers: Sequence[FilterConfig], *, routes: str, stat_prefix: str
         upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type="websocket")],
     )
     return [network_filter("envoy.filters.network.http_connection_manager", manager)]
+
+
+_CODECS = {
+    "auto": HttpConnectionManagerCodecType.AUTO,
+    "http1": HttpConnectionManagerCodecType.HTTP1,
+    "http2": HttpConnectionManagerCodecType.HTTP2,
+}
 
 
 def tcp_proxy(cluster: str, *, stat_prefix: str) -> Filter:
