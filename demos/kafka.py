@@ -50,9 +50,9 @@ class Attempt:
     allowed: str
 
     @property
-    def api(self) -> tuple[str, int]:
-        """The API of it, by name and key."""
-        return {"produce": ("Produce", 0), "consume": ("Fetch", 1)}[self.verb]
+    def api(self) -> str:
+        """The API of it."""
+        return {"produce": "Produce", "consume": "Fetch"}[self.verb]
 
 
 ATTEMPTS = (
@@ -172,11 +172,11 @@ def _about(attempt: Attempt, source: str, observed: str) -> Callable[[LogEntry],
             return False
         if observed == "denied":
             # A request about a group names no topic.
-            topics = fields.get("topics", attempt.topic)
+            topics = fields.get("topics") or [attempt.topic]
             return entry.entry_type == EntryType.Denied and attempt.topic in topics
         return (
             entry.entry_type == EntryType.Request
-            and fields["api_key"] in attempt.api
+            and fields["api"] == attempt.api
             and attempt.topic in fields["topics"]
         )
 

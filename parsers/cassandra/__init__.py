@@ -24,7 +24,7 @@ class Cassandra(BatchParser):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        session = Session(connection)
+        self._session = session = Session(connection)
         self._streams = (
             Stream(session, False, Requests(session).judge),
             Stream(session, True, Replies(session).judge),
@@ -33,6 +33,7 @@ class Cassandra(BatchParser):
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
         if not data:
             return
+        self._session.now = self.connection.monotonic_ns()
         waiting = self._streams[reply].feed(data, ops)
         if not end_stream or not waiting:
             return

@@ -62,11 +62,12 @@ class Replies:
                 raise ParserError(f"a reply on stream {stream}: {error}") from error
         elif asked.kind == Kind.STARTUP and opcode in _STARTED:
             session.start(asked)
+        latency = session.now - session.sent.get(stream, session.now)
         session.answered(stream)
         if asked.reading is not None:
             log = session.connection.log
             for access in asked.reading.accesses:
-                log(_RESPONSE, {**loggable(access), "status": status})
+                log(_RESPONSE, {**loggable(access), "status": status}, "", latency)
         return True
 
     def _open(self, flags: int, data: bytes, start: int, have: int, length: int) -> Body:

@@ -61,6 +61,10 @@ class Session:
         self.uses: list[bytes] = []
         """Keyspaces that USE statements under way ask for."""
         self.asked: dict[int, Asked] = {}
+        self.now = 0
+        """When what is being read has come, nanoseconds."""
+        self.sent: dict[int, int] = {}
+        """When the requests that are logged went on, by stream."""
         self.starting: Asked | None = None
         self.prepared: dict[bytes, Reading] = {}
         self.replying = 0
@@ -101,6 +105,8 @@ class Session:
         if asked.kind == Kind.STARTUP:
             self.starting = asked
         self.asked[stream] = asked
+        if reading is not None:
+            self.sent[stream] = self.now
 
     def affected(self, asked: Asked) -> list[Properties]:
         """What requests under way do if the USE `asked` takes effect before them."""
@@ -122,6 +128,7 @@ class Session:
     def answered(self, stream: int) -> None:
         """The reply to a request has been read."""
         asked = self.asked.pop(stream)
+        self.sent.pop(stream, None)
         reading = asked.reading
         if reading is not None:
             self._waiting -= len(reading.accesses)

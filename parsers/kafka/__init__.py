@@ -31,11 +31,12 @@ class Kafka(BatchParser):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        state = State(connection)
+        self._state = state = State(connection)
         self._requests = Requests(state)
         self._replies = Replies(state, self._requests)
 
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        self._state.now = self.connection.monotonic_ns()
         if reply:
             self._replies.on_data(data, ops)
         else:

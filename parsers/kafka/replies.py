@@ -19,7 +19,7 @@ from struct import Struct
 from parsers.kafka import answers, roles, schema
 from parsers.kafka.requests import Requests
 from parsers.kafka.schema import Layout
-from parsers.kafka.state import OWN_QUERY, Listing, Owed, State
+from parsers.kafka.state import OWN_QUERY, PROTO, Listing, Owed, State
 from parsers.kafka.topics import (
     NO_ID,
     Short,
@@ -130,14 +130,17 @@ class Replies:
 
     def _log(self, owed: Owed, data: bytes, at: int, limit: int) -> None:
         fields: dict[str, str | int] = {
-            "api_key": schema.UNDERSTOOD[owed.key, owed.version][0],
+            "api": schema.UNDERSTOOD[owed.key, owed.version][0],
+            "api_key": owed.key,
             "api_version": owed.version,
             "correlation_id": owed.correlation,
         }
         error = self._error(owed, data, at, limit)
         if error is not None:
             fields["error_code"] = error
-        self._state.connection.log(_RESPONSE, fields)
+        state = self._state
+        latency = state.now - owed.sent if owed.sent else 0
+        state.connection.log(_RESPONSE, fields, PROTO, latency)
 
     def _error(self, owed: Owed, data: bytes, at: int, limit: int) -> int | None:
         """The first error code in a reply, 0 for none; None if it cannot be seen."""

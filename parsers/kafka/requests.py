@@ -16,7 +16,7 @@ request for all topics the reply is left those that are allowed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 from parsers.kafka import answers, roles, schema
@@ -33,10 +33,10 @@ from parsers.kafka.judge import (
     next_request,
 )
 from parsers.kafka.rule import Grants
-from parsers.kafka.state import OWN_QUERY, Listing, Owed, State
+from parsers.kafka.state import OWN_QUERY, PROTO, Listing, Owed, State
 from parsers.kafka.topics import NO_ID
 from parsers.kafka.wire import Source, Values, decode, encode
-from proxylib import DROP, INJECT, MORE, PASS, EntryType
+from proxylib import DROP, INJECT, MORE, PASS, EntryType, Properties
 
 MAX_HELD = 256 << 10
 """Most bytes of requests held while we ask for topic ids."""
@@ -78,7 +78,7 @@ class Allowed(NamedTuple):
     head: bytes
     grants: Grants
     forgotten: int
-    fields: Mapping[str, str | bytes | int | Sequence[bytes]]
+    fields: Properties
     key: int
     version: int
     answered: bool
@@ -161,14 +161,16 @@ class Requests:
             self.release(ops, final=True)
             if at < size:
                 status = {"status": "the connection ends inside a request"}
-                self._state.connection.log(_DENIED, status)
+                self._state.connection.log(_DENIED, status, PROTO)
         ops += (MORE, need)
 
     def _allow(self, request: Request, verdict: Allow) -> None:
-        self._log(_REQUEST, request, verdict.topics)
+        self._state.connection.log(_REQUEST, _fields(request, verdict.topics), PROTO)
         if request.answered:
             _, _, _, key, version, correlation, *_ = request
-            self._state.owe(Owed(correlation, key, version, b"", verdict.listing, verdict.session))
+            state = self._state
+            session = verdict.session
+            state.owe(Owed(correlation, key, version, b"", verdict.listing, session, state.now))
 
     def _remember(self, request: Request, verdict: Allow, data: bytes) -> None:
         start, _, _, key, version, _, _, _, answered = request
@@ -196,19 +198,20 @@ class Requests:
         length, _, _, correlation = HEADER.unpack_from(data, at)
         if not HEADER.size - 4 + len(known.head) <= length <= MAX_REQUEST:
             return 0
-        state.connection.log(_REQUEST, {**known.fields, "correlation_id": correlation})
+        fields = {**known.fields, "correlation_id": correlation}
+        state.connection.log(_REQUEST, fields, PROTO)
         if known.answered:
-            state.owe(Owed(correlation, known.key, known.version))
+            state.owe(Owed(correlation, known.key, known.version, b"", None, None, state.now))
         return at + 4 + int(length)
-
-    def _log(self, entry_type: EntryType, request: Request, topics: Sequence[bytes]) -> None:
-        self._state.connection.log(entry_type, _fields(request, topics))
 
     # Refusing.
 
     def _refuse(self, request: Request, verdict: Refuse, data: bytes, ops: list[int]) -> int:
         """Begin to refuse a request; returns as `_read_refused` does."""
-        self._log(_DENIED, request, verdict.topics)
+        fields = _fields(request, verdict.topics)
+        if error := verdict.error or (answers.TOPIC_AUTHORIZATION_FAILED if verdict.topics else 0):
+            fields["error_code"] = error
+        self._state.connection.log(_DENIED, fields, PROTO)
         source = Source(data, request.body, request.end - request.body)
         steps = decode(source, schema.request(request.key, request.version))
         header = data[request.start + 4 : request.body]
@@ -276,7 +279,7 @@ class Requests:
             denied.append(encode(inner, {"ErrorCode": code, "Name": name, "TopicId": topic_id}))
         # Version 0 cannot ask for no topics; it asks for all then, and none is kept.
         listing = Listing(client if allowed else None, b"".join(denied), len(denied))
-        self._state.owe(Owed(correlation, key, version, b"", listing))
+        self._state.owe(Owed(correlation, key, version, b"", listing, None, self._state.now))
         body = encode(schema.request(key, version), {**values, "Topics": allowed})
         return self._send(refusal.header + body)
 
@@ -291,7 +294,8 @@ class Requests:
         values = {"ErrorCode": answers.UNSUPPORTED_VERSION, "ApiKeys": [versions]}
         answer = answers.frame(key, correlation, schema.response(key, 0), values)
         status = "ApiVersions of a version that is not understood"
-        self._state.connection.log(_DENIED, {"status": status, "correlation_id": correlation})
+        fields: Properties = {"status": status, "correlation_id": correlation}
+        self._state.connection.log(_DENIED, fields, PROTO)
         self._give(Owed(correlation, key, 0, answer))
 
     # Holding.
@@ -350,7 +354,8 @@ def _fields(
 ) -> dict[str, str | bytes | int | Sequence[bytes]]:
     """What the log says of a request."""
     fields: dict[str, str | bytes | int | Sequence[bytes]] = {
-        "api_key": request.api,
+        "api": request.api,
+        "api_key": request.key,
         "api_version": request.version,
         "correlation_id": request.correlation,
         "client_id": request.client,

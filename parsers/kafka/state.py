@@ -22,6 +22,9 @@ MAX_SESSIONS = 64
 MAX_SESSION_TOPICS = 10_000
 """Most topics of one fetch session; past that the client is made to begin anew."""
 
+PROTO = "kafka"
+"""Named in log entries, it makes them typed ones."""
+
 OWN_QUERY = -1
 """In place of the API key: a request of ours for the names of topic ids."""
 
@@ -42,7 +45,8 @@ class Owed(NamedTuple):
     """A reply owed to the client (or, for OWN_QUERY, to us).
 
     answer: ours, whole, if the request was denied. listing: for Metadata. session:
-    for Fetch, the topics of the session that the reply may begin.
+    for Fetch, the topics of the session that the reply may begin. sent: when the request
+    went on, nanoseconds.
     """
 
     correlation: int
@@ -51,6 +55,7 @@ class Owed(NamedTuple):
     answer: bytes = b""
     listing: Listing | None = None
     session: frozenset[bytes] | None = None
+    sent: int = 0
 
 
 class State:
@@ -62,6 +67,7 @@ class State:
         "_matcher",
         "connection",
         "forgotten",
+        "now",
         "pending",
         "sessions",
         "topic_ids",
@@ -69,6 +75,8 @@ class State:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.now = 0
+        """When what is being read has come, nanoseconds."""
         self.pending: deque[Owed] = deque()
         self.topic_ids: dict[bytes, bytes] = {}
         """Names by id, as the server has told them on this connection."""

@@ -25,7 +25,7 @@ from proxylib.accesslog.listening import AccessLogError
 from proxylib.accesslog.view import entry_to_json, is_report
 from proxylib.proto.accesslog_pb2 import EntryType, LogEntry
 
-OPERATIONS = ("method", "api_key", "query_action", "command", "opcode", "cmd")
+OPERATIONS = ("method", "api", "query_action", "command", "opcode", "cmd")
 """Fields that say what a request does: the first that an entry has is its operation."""
 
 STATUSES = ("status", "error_code")

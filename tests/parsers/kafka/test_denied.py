@@ -71,7 +71,7 @@ def test_denied(api: str, version: int) -> None:
     assert codes <= {29, 30, 31, 35, 53}, answer
     (entry,) = host.log
     assert entry.entry_type.name == "Denied"
-    assert entry.fields["api_key"] == api
+    assert entry.fields["api"] == api
     assert not host.closed
     theirs = THEIRS.get(key)
     # Theirs takes ApiVersions with any error for version 0.

@@ -55,16 +55,17 @@ def test_fetch_of_the_topic_passes(open_host: OpenHost, version: int) -> None:
         "Fetch", version, Responses=[{"Topic": b"msgs", "Partitions": [{"ErrorCode": 3}]}]
     )
     assert host.server(reply) == reply
-    common = {"api_key": "Fetch", "api_version": str(version), "correlation_id": "1"}
+    common = {"api": "Fetch", "api_key": "1", "api_version": str(version), "correlation_id": "1"}
     topics = {"client_id": "me", "topics": "msgs"}
     code = "0" if version >= 7 else "3"
     logged = [("Request", common | topics), ("Response", common | {"error_code": code})]
-    assert [(kind, _joined(fields)) for kind, fields in text_log(host)] == logged
+    found = [(kind, _told(fields)) for kind, fields in text_log(host)]
+    assert found == [(kind, _told(fields)) for kind, fields in logged]
 
 
-def _joined(fields: dict[str, str]) -> dict[str, str]:
-    """The pure host keeps the list of topics; the library has joined it."""
-    return {name: value.removeprefix("[b'").removesuffix("']") for name, value in fields.items()}
+def _told(fields: dict[str, str]) -> dict[str, str]:
+    """An entry of the library has no zeros, and its topics come as a tuple, not a list."""
+    return {name: value.strip("[](),b'") for name, value in fields.items() if value != "0"}
 
 
 @pytest.mark.parametrize("version", range(13))
@@ -214,7 +215,7 @@ def test_unknown_topic_ids_are_asked_for() -> None:
     assert host.take(reply=False) == sent + behind
     replies = response("Fetch", 16, 5) + response("Heartbeat", 4, 6)
     assert host.server(replies) == replies
-    kinds = [(kind, fields["api_key"]) for kind, fields in text_log(host)]
+    kinds = [(kind, fields["api"]) for kind, fields in text_log(host)]
     assert kinds == [(k, a) for k in ("Request", "Response") for a in ("Fetch", "Heartbeat")]
 
 
@@ -415,7 +416,7 @@ def test_a_request_that_says_the_same_again(open_host: OpenHost) -> None:
     host.set_policy("kafka", [{"role": "consume"}])
     assert host.client(produce(9, b"msgs")) == b""
     assert host.client(fetch(4, b"msgs")) == fetch(4, b"msgs")
-    kinds = [kind for kind, fields in text_log(host) if fields["api_key"] == "Produce"]
+    kinds = [kind for kind, fields in text_log(host) if fields["api"] == "Produce"]
     assert kinds == ["Request"] * 6 + ["Denied"] * 3
 
 
