@@ -32,7 +32,7 @@ from node.address import Address
 from node.parsers import choose_parser
 from node.run import Proxy, ProxyConfig
 from parsers.cassandra.statements import Unreadable, read
-from proxylib.proto.accesslog_pb2 import Denied, LogEntry
+from proxylib.proto.accesslog_pb2 import Denied, LogEntry, Response
 from tests.integration.waiting import until
 from tests.parsers.cassandra import wire
 
@@ -238,6 +238,9 @@ def test_outpost(empire: Open, version: int, compression: str | bool) -> None:
         if fields["type"] == "0"
     }
     assert allowed == {("select", "system"), ("select", "system_schema"), ("insert", "attendance")}
+    replies = [entry for entry in empire.log if entry.entry_type == Response]
+    assert {entry.generic_l7.fields["status"] for entry in replies} == {"OK"}
+    assert all(0 < entry.latency < 60 * 10**9 for entry in replies)
 
 
 def test_a_driver_that_reads_the_schema(server: Address, tmp_path: Path) -> None:
