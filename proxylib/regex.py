@@ -6,6 +6,7 @@ costs time in proportion to its length and no more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
@@ -26,18 +27,43 @@ through RE2's binding costs several times the match itself, and traffic repeats
 itself (hot keys, a handful of tables or topics)."""
 
 
-def _options() -> re2.Options:
+MAX_PATTERN = 64 << 10
+"""Longest regex of a rule, characters."""
+
+_MAX_PROGRAM = 1 << 20
+"""RE2's memory budget for the regex of one rule, bytes: some forty thousand
+instructions, which take ten milliseconds to make. A rule needs a hundred."""
+
+_MAX_INSTRUCTIONS = _MAX_PROGRAM // 24
+"""About so many RE2 makes of that."""
+
+
+def _options(max_mem: int = _MAX_MEM) -> re2.Options:
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True
-    options.max_mem = _MAX_MEM
+    options.max_mem = max_mem
     return options
 
 
+work: Counter[str] = Counter()
+"""``instructions``: how many `check` has compiled so far, for budgets over many regexes."""
+
+
+@lru_cache(maxsize=4096)
+def _compile(pattern: str) -> None:
+    # One that is too large costs as much as the largest.
+    work["instructions"] += _MAX_INSTRUCTIONS
+    size = re2.compile(pattern.encode(), _options(_MAX_PROGRAM)).programsize
+    work["instructions"] += size - _MAX_INSTRUCTIONS
+
+
 def check(key: str, pattern: str) -> None:
-    """Raise RuleError if `pattern` is not an RE2 regex."""
+    """Raise RuleError if `pattern` is not an RE2 regex, or its program is too large."""
+    if len(pattern) > MAX_PATTERN:
+        raise RuleError(key, pattern[:80], f"longer than {MAX_PATTERN} characters")
     try:
-        re2.compile(pattern.encode(), _options())
+        _compile(pattern)
     except re2.error as error:
         reason = error.args[0] if error.args else error
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)

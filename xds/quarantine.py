@@ -54,7 +54,7 @@ def load_quarantined(document: Document, load: Load) -> list[Policy]:
     value = copy.deepcopy(document.value)
     for path in bad:
         _put(value, path, _closed(document, path, load))
-    policies = load(Document(document.file, value, document.root))
+    policies = load(replace(document, value=value))
     return [_marked(policy, bad) for policy in policies]
 
 
@@ -105,7 +105,7 @@ def _closed(document: Document, path: Path, load: Load) -> dict[str, Any]:
     for candidate in candidates[:-1]:
         trial = {**head, "spec": {**subject, field: [candidate]}}
         try:
-            load(Document(document.file, trial, document.root))
+            load(replace(document, value=trial))
         except DocumentError:
             continue
         return candidate

@@ -14,7 +14,7 @@ from xds.labels import Selector
 from xds.policy import L7, Peer, Policy, Port, PortRule, Rule
 from xds.source import Problem
 
-MAX_COMPARISONS = 1_000_000
+MAX_COMPARISONS = 100_000
 """Most pairs of rules that are compared in one run; the check is a courtesy."""
 
 _PROTOCOLS = frozenset(("TCP", "UDP", "SCTP"))

@@ -10,15 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any
 
 from proxylib.errors import PolicyError
 from xds import yamltext
-from xds.yamltext import Node, Path
+from xds.yamltext import MAX_PROBLEMS, Node, Path
 
 MAX_FILE = 16 << 20
 """Largest file, bytes. Some thirty thousand policies fit."""
+
+MAX_MESSAGE = 1000
+"""Longest message of a problem, characters."""
+
+_MAX_STEP = 80
+"""Longest key in the text of a path, characters."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
@@ -39,30 +46,47 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error or warning, and its place."""
+    """One error or warning, and its place. A message that is too long is cut."""
 
     place: Place
     message: str
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MAX_MESSAGE:
+            object.__setattr__(self, "message", f"{self.message[: MAX_MESSAGE - 1]}…")
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
 
 
 class DocumentError(PolicyError):
-    """Documents cannot be put in force. `problems` has every reason; none is in force."""
+    """Documents cannot be put in force; none is. `problems` has the reasons, the first hundred."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(islice(problems, MAX_PROBLEMS))
         super().__init__("\n".join(map(str, self.problems)))
+
+
+@dataclass(slots=True)
+class Budget:
+    """What may still be spent on the documents of one file."""
+
+    instructions: int = 4_000_000
+    """RE2 instructions that regexes come to; so many take two seconds to make, and ten
+    thousand rules need some hundred thousand."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
-    """One YAML document: its plain value, and the nodes that know the places."""
+    """One YAML document: its plain value, and the nodes that know the places.
+
+    budget: shared by the documents of a file.
+    """
 
     file: str
     value: Any
     root: Node = field(repr=False)
+    budget: Budget = field(default_factory=Budget, repr=False)
 
     def place(self, path: Path = ()) -> Place:
         """The place of the value at `path`, or of the nearest one above that exists."""
@@ -103,6 +127,8 @@ def dotted(path: Path) -> str:
     for step in path:
         if isinstance(step, int):
             text += f"[{step}]"
+        elif len(step) > _MAX_STEP:
+            text += f'["{step[: _MAX_STEP - 1]}…"]'
         elif _PLAIN_KEY.fullmatch(step):
             text += f".{step}" if text else step
         else:
@@ -144,7 +170,8 @@ def read_documents(file: str, text: str) -> list[Document]:
             Problem(Place(file, line + 1, column + 1, dotted(path)), message)
             for line, column, path, message in troubles
         )
-    return [Document(file, value, root) for value, root in found if value is not None]
+    budget = Budget()
+    return [Document(file, value, root, budget) for value, root in found if value is not None]
 
 
 def _below(node: Node, step: str | int) -> Node | None:

@@ -52,3 +52,17 @@ def test_both_searchers_agree(patterns: list[str], text: bytes) -> None:
 def test_hostile_pattern_is_linear() -> None:
     test = regex.searcher(["(a*)*b", "(a|a)*c"])
     assert not test(b"a" * 200_000)
+
+
+def test_a_program_is_bounded_and_what_it_costs_is_counted() -> None:
+    before = regex.work["instructions"]
+    regex.check("k", "^counted-once$")
+    cost = regex.work["instructions"] - before
+    assert 0 < cost < 100
+    regex.check("k", "^counted-once$")
+    assert regex.work["instructions"] - before == cost
+    with pytest.raises(RuleError, match="pattern too large"):
+        regex.check("k", r"\pL{1,300}")
+    assert regex.work["instructions"] - before > 10_000
+    with pytest.raises(RuleError, match="longer than 65536"):
+        regex.check("k", "a" * 65537)
