@@ -159,12 +159,12 @@ class DiscoveryServer:
         what this state is called from now on, by default the next number if anything
         changed. Raises ValueError for one that is lower than the last.
         """
-        named = {url: _named(items) for url, items in resources.items()}
         with self._changed:
             before = self._world
             snapshots = dict(before.snapshots)
-            for url, items in named.items():
+            for url, given in resources.items():
                 old = snapshots[url]
+                items = _named(given, old.resources)
                 if old.version == 0 or list(items.items()) != list(old.resources.items()):
                     snapshots[url] = Snapshot(url, old.version + 1, items)
             changed = any(snapshots[url] is not before.snapshots[url] for url in snapshots)
@@ -388,10 +388,18 @@ class DiscoveryServer:
             self._notify()
 
 
-def _named(items: Iterable[bytes] | Mapping[str, Resource]) -> Mapping[str, Resource]:
+def _named(
+    items: Iterable[bytes] | Mapping[str, Resource], before: Mapping[str, Resource]
+) -> Mapping[str, Resource]:
+    """Resources by name; those without one by their place. What `before` has is not made anew."""
     if isinstance(items, Mapping):
         return dict(items)
-    return {str(number): resource(str(number), body) for number, body in enumerate(items)}
+    found = {}
+    for number, body in enumerate(items):
+        name = str(number)
+        had = before.get(name)
+        found[name] = had if had is not None and had.body == body else resource(name, body)
+    return found
 
 
 def _name(stream: Stream) -> str:

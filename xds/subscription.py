@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,7 +236,9 @@ class Subscription(ABC):
             if (had := self._has.get(name)) is None or had.version != item.version
         }
         gone = {n for n, had in self._has.items() if had is not None and n not in wanted}
-        if self._refused and not self._refused.isdisjoint(changed.keys() | gone):
+        # What neither side has any more cannot stay refused.
+        self._refused.intersection_update(wanted.keys() | gone | {WILDCARD})
+        if not self._refused.isdisjoint(changed.keys() | gone):
             changed |= {name: wanted[name] for name in self._refused if name in wanted}
         missing = {n for n in self._named if n not in there and n not in self._has}
         removed = gone if may_remove else set[str]()
@@ -275,10 +277,14 @@ class Subscription(ABC):
                 raise StreamError(f"more than {MAX_NAMES} resources of one type are named")
         self._stale = True
 
-    def _forget(self, names: Iterable[str]) -> None:
+    def _forget(self, names: Collection[str]) -> None:
         for name in names:
             self._has.pop(name, None)
-            self._refused.discard(name)
+        if not self._refused.isdisjoint(names):
+            # What was refused together with them may be good without them.
+            self._refused.difference_update(names)
+            for name in self._refused:
+                self._has.pop(name, None)
         self._stale = True
 
     def _answer(self, nonce: str, error: str | None) -> Answer | None:
@@ -371,9 +377,12 @@ class StateOfTheWorld(Subscription):
         self._outstanding[str(self._nonce)] = replace(sent, brought=brought, at=oldest.at)
 
     def _encode(self, snapshot: Snapshot, change: _Change) -> bytes:
-        items: list[Resource] = list(change.changed.values())
         version = snapshot.content_version
-        if self._whole:
+        if not self._whole:
+            items = list(change.changed.values())
+        elif self._wildcard and not change.withheld:
+            items = list(snapshot.resources.values())
+        else:
             items = [item for item in self._has.values() if item is not None]
             items.sort(key=_order(snapshot))
             version = version_of(items)
@@ -417,7 +426,7 @@ class Delta(Subscription):
         error = request.error_detail.message if request.HasField("error_detail") else None
         return self._answer(request.response_nonce, error)
 
-    def _unsubscribe(self, names: Iterable[str]) -> None:
+    def _unsubscribe(self, names: Collection[str]) -> None:
         for name in names:
             if name == WILDCARD:
                 self._wildcard = False

@@ -59,6 +59,8 @@ class Client:
         """Ask for a type: all of it, or exactly `names` from now on."""
         before = self.named.get(url)
         names = names or set()
+        if names == before:
+            return
         self.named[url] = names
         if self.incremental:
             request = discovery.DeltaDiscoveryRequest(type_url=url)
@@ -151,10 +153,9 @@ class Client:
         self.refused[url] = bad
         reason = f"Error adding/updating: {', '.join(sorted(bad))}: no good" if bad else ""
         self.answers.append((url, nonce, reason))
-        if not self.incremental:
-            # Nobody says that routes are gone; Envoy drops them with their listener.
-            routes, listeners = self.cache[ROUTES], self.cache[LISTENER]
-            self.cache[ROUTES] = {n: b for n, b in routes.items() if n in listeners}
+        if url == LISTENER and ROUTES in self.named:
+            # Routes are wanted for as long as a listener has them.
+            self.subscribe(ROUTES, set(self.cache[LISTENER]))
         # Envoy's rule: what a listener or a route names must be there before it.
         for where in (LISTENER, ROUTES):
             for body in self.cache[where].values():
