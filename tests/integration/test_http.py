@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import shutil
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import websockets.sync.client
+import yaml
 from websockets.exceptions import InvalidStatus
 
 from benchmarks.tools import free_port, rss_kib
@@ -20,7 +22,7 @@ from demos.servers.nginx import nginx
 from node.address import Address
 from node.parsers import choose_parser
 from node.run import Proxy, ProxyConfig
-from proxylib.proto.accesslog_pb2 import Denied, LogEntry, Request, Response
+from proxylib.proto.accesslog_pb2 import Denied, HttpProtocol, LogEntry, Request, Response
 from tests.integration.http_servers import Seen, application
 from tests.integration.waiting import until
 from tests.parsers.http.test_smuggling import HEADS
@@ -114,6 +116,17 @@ def curl(proxy: Proxy, path: str, *options: str) -> str:
 
 
 HEADER = ("-H", "X-My-Header: true")
+GUIDE = Path(__file__).parents[2] / "docs" / "http.md"
+
+
+def rules_of_the_guide() -> str:
+    """The rules in docs/http.md, in YAML's flow style."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (entry,) = yaml.safe_load(block)["toPorts"]
+    assert entry["rules"]["l7proto"] == "http"
+    return json.dumps(entry["rules"]["l7"])
+
+
 POLICIES = {
     "GET of /public only": (
         '[{method: GET, path: "/public"}]',
@@ -139,8 +152,7 @@ POLICIES = {
         },
     ),
     "paths and a header": (
-        '[{method: GET, path: "/path1$"},'
-        ' {method: PUT, path: "/path2$", headers: "X-My-Header: true"}]',
+        rules_of_the_guide(),
         {
             ("/path1",): "200",
             ("/path1x",): "403",
@@ -316,14 +328,27 @@ def test_announced_and_unsent_bodies_cost_no_memory(judged: Judged) -> None:
 
 def test_the_log_of_an_exchange(judged: Judged) -> None:
     client = judged.client()
-    client.request("GET", "/status/404")
+    client.request("GET", "/status/404", headers={"Authorization": "Bearer 42", "X-Token": "1"})
     source = "{}:{}".format(*client.sock.getsockname())
     assert client.getresponse().read() == b"hello"
+    client.request("DELETE", "/public")
+    assert client.getresponse().status == 403
     client.close()
 
     def entries() -> list[LogEntry]:
         return [entry for entry in judged.log if entry.source_address == source]
 
-    until(lambda: len(entries()) >= 2)
-    request, response = entries()
-    assert (request.entry_type, response.entry_type) == (Request, Response)
+    until(lambda: len(entries()) >= 3)
+    request, response, denied = entries()
+    kinds = (request.entry_type, response.entry_type, denied.entry_type)
+    assert kinds == (Request, Response, Denied)
+    host = f"{SERVER}:{judged.proxy.address.port}"
+    for entry in (request, response):
+        asked = (entry.http.method, entry.http.path, entry.http.host, entry.http.scheme)
+        assert asked == ("GET", "/status/404", host, "http")
+    headers = {pair.key: pair.value for pair in request.http.headers}
+    assert (headers["x-token"], headers["authorization"]) == ("1", "[redacted]")
+    assert HttpProtocol.Name(request.http.http_protocol) == "HTTP11"
+    assert (response.http.status, denied.http.status) == (404, 403)
+    assert 0 < response.latency < 10**10
+    assert denied.http.method == "DELETE"
