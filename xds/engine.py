@@ -280,6 +280,23 @@ class Engine:
         with self._lock:
             return {peer: len(keys) for peer, keys in self._about.items()}
 
+    def sketch(self, endpoints: Mapping[int, Endpoint]) -> Engine:
+        """Another engine with the same policies, names, services and mode, to try things in.
+
+        It has only these endpoints, and numbers of its own.
+        """
+        with self._lock:
+            other = Engine(mode=self.mode)
+            other.change(
+                Change(
+                    policies=dict(self._policies),
+                    endpoints=dict(endpoints),
+                    names={name: self._peers.addresses(name) for name in self._peers.names},
+                    services=self._peers.resolve,
+                )
+            )
+            return other
+
     # Changes.
 
     def change(self, change: Change) -> Changes:

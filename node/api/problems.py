@@ -19,6 +19,7 @@ from node.api.models import ProblemPlace
 from node.api.views import UnknownIdentity
 from proxylib.errors import ConfigError
 from xds.source import DocumentError
+from xds.trace import TraceError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -43,6 +44,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     AddressTaken: HTTPStatus.CONFLICT,
     EndpointError: HTTPStatus.UNPROCESSABLE_ENTITY,
     DocumentError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TraceError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ValueError: HTTPStatus.UNPROCESSABLE_ENTITY,
     Full: HTTPStatus.INSUFFICIENT_STORAGE,
     ConfigError: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.commands import policies
+from node.commands import policies, trace
 from node.console import Console
 from node.parsers import choose_parser
 from node.stopping import MAX_WAIT, Stopped, stop_on_signals
@@ -41,6 +41,7 @@ for _remote in (
     policies.delete,
     policies.wait_command,
     policies.selectors,
+    trace.command,
 ):
     command.add_command(_remote)
 
