@@ -67,6 +67,12 @@ def test_a_line_per_protocol(name: str) -> None:
     assert all(row["cpu_us"] > 0 and row["per_second"] > 0 for row in rows)
 
 
+def test_policy() -> None:
+    rows = bench("policy")
+    assert [row["unit"] for row in rows] == ["s", "ms", "ns", "ns", "x"]
+    assert all(row["value"] > 0 for row in rows)
+
+
 def test_soak() -> None:
     said = run("benchmarks.soak", "--connections", "500", "--panics", "50")
     assert "growth after the first tenth" in said
