@@ -74,6 +74,8 @@ class Connection:
         "parser_name",
         "policy_name",
         "port",
+        "remote",
+        "remote_id",
         "sends_both_ways",
         "settings",
         "src_addr",
@@ -130,6 +132,9 @@ class Connection:
         """Nanoseconds that a call into the parser may take."""
         self.breaker = breaker_of(parser_name)
         self.panicked = False
+        self.remote: object | None = None
+        """The process that its parser is in, and what it is called there; None: this one."""
+        self.remote_id = 0
         self.unparsed = False
         """True if everything passes without a parser, since that is taken out."""
         self._policy: PolicyMap | None = None
@@ -285,9 +290,8 @@ class Connection:
         if issubclass(type(error), ParserError):
             self.fail(f"Parser error: {text(error)}")
         else:
-            self.panicked = True
             self.fail(f"Panic: {describe(error)}")
-            self._count_panic()
+            self.count_panic()
         return FilterResult.PARSER_ERROR
 
     def fail(self, status: str) -> None:
@@ -302,7 +306,14 @@ class Connection:
             except BaseException as error:
                 self.log_status(f"Panic: unparsable: {describe(error)}")
 
-    def _count_panic(self) -> None:
+    def crashed(self, why: str) -> None:
+        """The process of the parser has died; the connection ends as `on_error` says."""
+        self.fail(f"Panic: the process of parser {self.parser_name!r} {why}")
+        self.count_panic()
+
+    def count_panic(self) -> None:
+        """Tell the circuit breaker of a panic, which has been logged."""
+        self.panicked = True
         pause = self.breaker.panicked()
         if pause is not None:
             status = (
@@ -324,7 +335,7 @@ class Connection:
                 guarded(self.budget, parser.on_close)
             except BaseException as error:
                 self.panic(error)
-        if not self.panicked and parser is not None:
+        if not self.panicked and not self.unparsed:
             self.breaker.ended()
 
     def __repr__(self) -> str:

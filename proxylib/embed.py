@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,7 +26,8 @@ from proxylib.http_filter import HttpFilterConfig
 from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
 from proxylib.ops import FilterResult
 from proxylib.registry import get_parser_factory, load_parser_file, parser_names
-from proxylib.sandbox import Settings, breaker_of, parse_settings
+from proxylib.sandbox import OnError, Settings, breaker_of, parse_settings
+from proxylib.sandbox.isolation import Worker
 from proxylib.sandbox.settings import KEYS as SANDBOX_KEYS
 from proxylib.tap import Recorder, recorder
 
@@ -161,6 +163,67 @@ class FilterConfig:
         instances.close(self.number)
 
 
+@dataclass(eq=False)
+class IsolatedConfig:
+    """One listener's filter whose parser is in a process of its own."""
+
+    number: int
+    instance: Instance
+    parser: str
+    ingress: bool
+    policy_name: str
+    destination: str
+    settings: Settings
+    worker: Worker
+
+    def open(self, remote: str, remote_port: int, local: str, local_port: int) -> Connection | None:
+        """A connection that Envoy has accepted; None to close it at once."""
+        dst_addr = self.destination or join_address(local, local_port)
+        # Who they are, the worker finds out: it has the policy and the identities.
+        connection = self.instance.connection(
+            self.parser,
+            ingress=self.ingress,
+            src_id=0,
+            dst_id=0,
+            src_addr=join_address(remote, remote_port),
+            dst_addr=dst_addr,
+            policy_name=self.policy_name
+            or (dst_addr.rpartition(":")[0].strip("[]") if self.ingress else remote),
+            settings=self.settings,
+        )
+        if connection is None:
+            return None
+        connection.budget = int(self.worker.budget * 1e9)
+        if not connection.breaker.admits():
+            made = self.instance.without_parser(connection)
+            return made if isinstance(made, Connection) else None
+        request = json.dumps([remote, remote_port, local, local_port]).encode()
+        process = self.worker.remote
+        try:
+            if process is None:
+                raise ConnectionError("is starting")
+            answer = process.open(request, connection.budget)
+        except ConnectionError as error:
+            connection.crashed(str(error))
+            connection.unparsed = True
+            return connection if self.settings.on_error == OnError.PASS_THROUGH else None
+        if answer is None:
+            return None
+        connection.remote = process
+        connection.remote_id, connection.batch, prefix = answer
+        if self.instance.log is not None:
+            connection.log = self.instance.log.stream(prefix, self.parser)
+        return connection
+
+    def close(self) -> None:
+        """Envoy has removed the listener."""
+        self.worker.close()
+        instances.close(self.number)
+
+
+BREAKER_OFF = 1_000_000
+"""Panics that no breaker ever sees in its period: the host of a worker has it."""
+
 FILTER_KEYS: dict[str, type | tuple[type, ...]] = {
     "parser": str,
     "xds_path": str,
@@ -176,10 +239,10 @@ FILTER_KEYS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def filter_config(name: bytes, config: bytes) -> FilterConfig:
-    """A listener's configuration: JSON with the keys of FILTER_KEYS.
+def read_config(name: bytes, config: bytes) -> dict[str, Any]:
+    """A listener's configuration: JSON with the keys of FILTER_KEYS, of their types.
 
-    Raises ConfigError or RegistrationError; Envoy then refuses the listener.
+    name: the parser's, if the configuration does not say. Raises ConfigError.
     """
     try:
         values: dict[str, Any] = json.loads(config or b"{}")
@@ -194,25 +257,45 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             wanted = expected[-1] if isinstance(expected, tuple) else expected
             raise ConfigError(f"{key}: {value!r} is not a {wanted.__name__}")
-    settings = parse_settings(values)
-    for path in values.get("parser_modules", []):
-        if str(path) not in _loaded:
-            load_parser_file(Path(path))
-            _loaded.add(str(path))
-            instances.parsers_loaded()
-    parser = values.get("parser") or _text(name)
-    if get_parser_factory(parser) is None:
-        raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")
+    values.setdefault("parser", _text(name))
+    return values
+
+
+def filter_config(name: bytes, config: bytes) -> FilterConfig | IsolatedConfig:
+    """What Envoy calls for each listener.
+
+    Raises ConfigError or RegistrationError; Envoy then refuses the listener.
+    """
+    values = read_config(name, config)
+    return isolated_config(values) if parse_settings(values).isolated else local_config(values)
+
+
+def _open_instance(values: Mapping[str, Any], xds_path: str) -> tuple[int, Instance]:
     number = instances.open(
         Parameters(
             values.get("access_log_path", ""),
-            values.get("xds_path", ""),
+            xds_path,
             values.get("node_id", ""),
             values.get("secrets_path", ""),
         )
     )
     instance = instances.get(number)
     assert instance is not None
+    return number, instance
+
+
+def local_config(values: Mapping[str, Any]) -> FilterConfig:
+    """A listener whose parser runs in this process."""
+    settings = parse_settings(values)
+    for path in values.get("parser_modules", []):
+        if str(path) not in _loaded:
+            load_parser_file(Path(path))
+            _loaded.add(str(path))
+            instances.parsers_loaded()
+    parser = values["parser"]
+    if get_parser_factory(parser) is None:
+        raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")
+    number, instance = _open_instance(values, values.get("xds_path", ""))
     breaker_of(parser).configure(settings.breaker_panics, settings.breaker_period)
     return FilterConfig(
         number,
@@ -228,7 +311,10 @@ def filter_config(name: bytes, config: bytes) -> FilterConfig:
 
 def http_filter_config(name: bytes, config: bytes) -> HttpFilterConfig:
     """The configuration of an HTTP filter: as `filter_config`, for a parser with HTTP rules."""
-    common = filter_config(name, config)
+    values = read_config(name, config)
+    if parse_settings(values).isolated:
+        raise ConfigError("isolation: an HTTP filter has no parser that could be isolated")
+    common = local_config(values)
     factory = get_parser_factory(common.parser)
     if factory is None or not issubclass(factory.rule_class, HttpRule):
         common.close()
@@ -240,6 +326,38 @@ def http_filter_config(name: bytes, config: bytes) -> HttpFilterConfig:
         common.policy_name,
         common.destination,
         common.close,
+    )
+
+
+def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
+    """A listener whose parser, with its policy, is in a process of its own.
+
+    Raises ConfigError if that process refuses the configuration.
+    """
+    settings = parse_settings(values)
+    # Here there is the log alone, and the circuit breaker.
+    number, instance = _open_instance(values, "")
+    inner = {
+        **values,
+        "isolation": "none",
+        "node_id": f"{values.get('node_id', '')}~{values['parser']}",
+        "breaker_panics": BREAKER_OFF,
+    }
+    try:
+        worker = Worker(inner, instance.log)
+    except ConfigError:
+        instances.close(number)
+        raise
+    breaker_of(values["parser"]).configure(settings.breaker_panics, settings.breaker_period)
+    return IsolatedConfig(
+        number,
+        instance,
+        values["parser"],
+        values.get("ingress", True),
+        values.get("policy_name", ""),
+        values.get("destination", ""),
+        settings,
+        worker,
     )
 
 

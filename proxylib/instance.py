@@ -160,7 +160,7 @@ class Instance:
         if connection is None:
             return FilterResult.INVALID_ADDRESS
         if not connection.breaker.admits():
-            return self._without_parser(connection)
+            return self.without_parser(connection)
         result = connection.create(factory)
         return connection if result == FilterResult.OK else result
 
@@ -199,7 +199,7 @@ class Instance:
             connection.open_audit_log = partial(self.log.stream, prefix + _AUDIT, parser)
         return connection
 
-    def _without_parser(self, connection: Connection) -> Connection | FilterResult:
+    def without_parser(self, connection: Connection) -> Connection | FilterResult:
         """A connection while its parser is taken out."""
         if connection.on_error != OnError.PASS_THROUGH:
             connection.log_status(f"Circuit breaker: parser {connection.parser_name!r} is out")

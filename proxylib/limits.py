@@ -56,3 +56,12 @@ out: one client's odd request does not do that, a bug that meets everybody does.
 BREAKER_PAUSE = 5.0
 MAX_BREAKER_PAUSE = 300.0
 """Seconds that a parser stays out before it is tried again; doubled by each failure."""
+
+WORKER_PAUSE = 0.1
+MAX_WORKER_PAUSE = 10.0
+"""Seconds before the process of an isolated parser is started again; doubled by each one
+that does not live for longer than MAX_WORKER_PAUSE."""
+
+WORKER_MEMORY = 1 << 30
+"""Address space that such a process may take beyond what it has at its start, bytes; its
+parser gets a MemoryError then. Threads' stacks and fragments count, hence the room."""

@@ -23,6 +23,8 @@ ELSEWHERE = {
     "proxylib/message.py": ("tests/proxylib/test_rules.py", "a dict"),
     "proxylib/ops.py": ("tests/proxylib/test_connection.py", "numbers"),
     "proxylib/parser.py": ("tests/proxylib/test_connection.py", "abstract bases"),
+    "proxylib/sandbox/isolation.py": ("tests/faults/test_isolation.py", "in a real Envoy"),
+    "proxylib/sandbox/worker.py": ("tests/faults/test_isolation.py", "in a real Envoy"),
     "proxylib/testing/host.py": ("tests/native/test_dialogues.py", "held against the C host"),
     "proxylib/accesslog/listening.py": (
         "tests/proxylib/accesslog/test_server.py",

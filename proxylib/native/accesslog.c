@@ -23,6 +23,26 @@ typedef struct {
   PyObject *proto;  /* str: the default protocol name */
 } LogStream;
 
+struct bytes *log_collected;
+
+/* What a worker gathers for its host in one answer is bounded like the host's queue. */
+static void collect(PyObject *prefix, const char *entry, size_t len) {
+  uint32_t length = (uint32_t)((size_t)PyBytes_GET_SIZE(prefix) + len);
+  struct bytes *to = log_collected;
+  if (to->len + length > (size_t)limits.log_queue || !bytes_reserve(to, sizeof length + length)) {
+    return;
+  }
+  memcpy(to->data + to->len, &length, sizeof length);
+  memcpy(to->data + to->len + sizeof length, PyBytes_AS_STRING(prefix), length - len);
+  memcpy(to->data + to->len + sizeof length + length - len, entry, len);
+  to->len += sizeof length + length;
+}
+
+void accesslog_append(PyObject *log, const char *entry, size_t len) {
+  struct log *queue = log == Py_None ? NULL : ((AccessLog *)log)->log;
+  if (queue) log_append(queue, "", 0, entry, len);
+}
+
 static PyObject *stream_call(PyObject *callable, PyObject *const *args, size_t flags,
                              PyObject *keywords) {
   LogStream *self = (LogStream *)callable;
@@ -46,12 +66,16 @@ static PyObject *stream_call(PyObject *callable, PyObject *const *args, size_t f
     return NULL;
   }
   struct log *log = self->owner->log;
-  if (!log) Py_RETURN_NONE;
+  if (!log && !log_collected) Py_RETURN_NONE;
 
   char entry[LOG_ENTRY_ROOM];
   struct log_fields own = {type, proto, args[1], named, latency};
   size_t length = log_encode(entry, sizeof entry, &own);
   if (!length) return NULL;
+  if (log_collected) {
+    collect(self->prefix, entry, length);
+    Py_RETURN_NONE;
+  }
   log_append(log, PyBytes_AS_STRING(self->prefix), (size_t)PyBytes_GET_SIZE(self->prefix), entry,
              length);
   Py_RETURN_NONE;
@@ -122,8 +146,8 @@ static PyObject *accesslog_new(PyTypeObject *type, PyObject *args, PyObject *key
   if (!PyArg_ParseTuple(args, "s", &path)) return NULL;
   AccessLog *self = (AccessLog *)type->tp_alloc(type, 0);
   if (!self) return NULL;
-  self->log = log_open(path);
-  if (self->log) return (PyObject *)self;
+  if (!log_collected) self->log = log_open(path);
+  if (self->log || log_collected) return (PyObject *)self;
   PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
   Py_DECREF(self);
   return NULL;

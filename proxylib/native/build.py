@@ -25,6 +25,7 @@ SOURCES = (
     "accesslog.c",
     "guard.c",
     "engine.c",
+    "isolate.c",
     "cabi.c",
     "envoy_buffer.c",
     "envoy_config.c",
@@ -32,7 +33,7 @@ SOURCES = (
     "envoy_http.c",
 )
 HEADERS = (
-    *("native.h", "proxylib.h", "log.h", "build.py"),
+    *("native.h", "proxylib.h", "log.h", "isolate.h", "build.py"),
     *("envoy_abi.h", "envoy_buffer.h", "envoy_config.h", "envoy_http_abi.h"),
 )
 MODULE = "proxylib.libproxylib"

@@ -4,7 +4,7 @@
  * megabyte that it passes unseen is never copied.  To the parser this looks like
  * smaller chunks, which must not matter to it (design: chunking invariance).
  */
-#include "native.h"
+#include "isolate.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -33,6 +33,12 @@ bool connection_init(struct connection *c, PyObject *object) {
   c->budget = get_number(object, "budget");
   c->on_error = (enum on_error)get_number(object, "on_error");
   if (get_number(object, "unparsed") > 0) c->settled[0] = c->settled[1] = OP_PASS;
+  PyObject *remote = get(object, "remote");
+  if (remote && remote != Py_None) {
+    c->remote = remote_from(remote);
+    c->id = (uint32_t)get_number(object, "remote_id");
+  }
+  Py_XDECREF(remote);
   if (PyErr_Occurred()) return false;
   if (!(parser = get(object, "parser")) || !(injected = get(object, "injected"))) goto done;
   if (!PyArg_ParseTuple(injected, "O!O!", &PyByteArray_Type, &c->injected[0], &PyByteArray_Type,
@@ -43,7 +49,9 @@ bool connection_init(struct connection *c, PyObject *object) {
   Py_INCREF(c->injected[0]);
   Py_INCREF(c->injected[1]);
   c->object = Py_NewRef(object);
-  c->call = c->batch ? get(parser, "on_batch") : get(object, "run");
+  c->call = c->remote || c->settled[0] ? Py_NewRef(Py_None)
+            : c->batch                 ? get(parser, "on_batch")
+                                       : get(object, "run");
   c->ops = PyList_New(0);
   ok = c->call && c->ops;
 done:
@@ -56,6 +64,7 @@ done:
 void connection_close(struct connection *c) {
   PyObject *type, *value, *trace;
   PyErr_Fetch(&type, &value, &trace);
+  if (c->remote && c->ops) remote_close(c);
   if (c->object) {
     PyObject *result = PyObject_CallMethod(c->object, "close", NULL);
     if (!result) python_print_error("closing a connection");
@@ -127,8 +136,7 @@ static bool op_append(struct op_list *list, int64_t op, int64_t n) {
   return true;
 }
 
-/* Hands the current exception to Connection.panic, which logs it. */
-static enum filter_result panic(struct connection *c) {
+enum filter_result connection_panic(struct connection *c) {
   PyObject *type, *value, *trace;
   PyErr_Fetch(&type, &value, &trace);
   PyErr_NormalizeException(&type, &value, &trace);
@@ -186,23 +194,24 @@ static PyObject *copy_input(const struct connection *c, const struct slice *in, 
   return whole;
 }
 
-/* Calls the parser once, within its budget; its flat ops are in c->ops afterwards, also
- * those that it appended before it failed. */
-static enum filter_result call_parser(struct connection *c, bool reply, bool end_stream,
-                                      PyObject *data) {
+enum filter_result connection_call(struct connection *c, bool reply, bool end_stream,
+                                   const struct slice *in, size_t n_in, size_t from, size_t len) {
+  PyObject *data = copy_input(c, in, n_in, from, len);
+  if (!data) return connection_panic(c);
   PyObject *args[5] = {NULL, reply ? Py_True : Py_False, end_stream ? Py_True : Py_False, data,
                        c->ops};
   struct guard *guard = guard_begin(c->budget);
   PyObject *answer =
       PyObject_Vectorcall(c->call, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
   if (guard_end(guard)) Py_CLEAR(answer);
-  if (!answer) return panic(c);
+  Py_DECREF(data);
+  if (!answer) return connection_panic(c);
   Py_DECREF(answer);
   return RESULT_OK;
 }
 
-static bool read_op(PyObject *ops, Py_ssize_t i, int64_t *value) {
-  PyObject *item = PyList_GET_ITEM(ops, i);
+bool connection_op(const struct connection *c, Py_ssize_t i, int64_t *value) {
+  PyObject *item = PyList_GET_ITEM(c->ops, i);
   int overflow = 0;
   if (!PyLong_Check(item)) {
     PyErr_Format(PyExc_TypeError, "ops hold integers, not %s", Py_TYPE(item)->tp_name);
@@ -229,8 +238,8 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
   const char *wrong = NULL;
   int64_t op = 0, n = 0;
   for (Py_ssize_t i = 0; i + 1 < n_ops; i += 2) {
-    if (!read_op(c->ops, i, &op) || !read_op(c->ops, i + 1, &n)) {
-      if (!failed) return panic(c);
+    if (!connection_op(c, i, &op) || !connection_op(c, i + 1, &n)) {
+      if (!failed) return connection_panic(c);
       PyErr_Clear();
       return RESULT_OK;
     }
@@ -286,10 +295,9 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
   }
   for (;;) {
     size_t start = at.offset, left = total - start, seen = left < window ? left : window;
-    PyObject *data = copy_input(c, in, n_in, start, seen);
-    if (!data) return panic(c);
-    enum filter_result result = call_parser(c, reply, end_stream && seen == left, data);
-    Py_DECREF(data);
+    bool end = end_stream && seen == left;
+    enum filter_result result = c->remote ? remote_run(c, reply, end, in, n_in, start, seen)
+                                          : connection_call(c, reply, end, in, n_in, start, seen);
 
     if (placed) at.injected = 0;
     at.more = 0;
@@ -297,21 +305,21 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
     Py_ssize_t n_ops = PyList_GET_SIZE(c->ops);
     enum filter_result wrong = read_ops(c, reply, failed, &at, out);
     if (wrong != RESULT_OK) result = wrong;
-    if (PyList_SetSlice(c->ops, 0, PyList_GET_SIZE(c->ops), NULL) < 0) return panic(c);
+    if (PyList_SetSlice(c->ops, 0, PyList_GET_SIZE(c->ops), NULL) < 0) return connection_panic(c);
     if (placed && !spill(c, reply, (size_t)at.injected, placed)) return RESULT_UNKNOWN_ERROR;
     if (across && !connection_spill_injected(c, !reply, across)) return RESULT_UNKNOWN_ERROR;
     if (result != RESULT_OK) return settle(c, reply, result, at.terminal && !at.more, out);
 
-    size_t end = start + seen;
+    size_t seen_to = start + seen;
     if (at.terminal && !at.more) return RESULT_OK;
     at.terminal = false;
-    if (end < total && at.offset < total) {
+    if (seen_to < total && at.offset < total) {
       /* There is more than the parser has seen: show it, if that is what it asked for. */
-      size_t unseen = total - end;
+      size_t unseen = total - seen_to;
       if (at.more <= (int64_t)unseen || end_stream) {
         /* Larger windows are for messages that did not fit, not for those behind them. */
         size_t least = at.offset > start ? (size_t)limits.window : 2 * window;
-        size_t wanted = at.offset < end ? end - at.offset : 0;
+        size_t wanted = at.offset < seen_to ? seen_to - at.offset : 0;
         wanted += at.more <= (int64_t)unseen ? (size_t)at.more : unseen;
         window = least > wanted ? least : wanted;
         continue;

@@ -11,6 +11,7 @@
 
 #include "envoy_buffer.h"
 #include "envoy_config.h"
+#include "isolate.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +70,14 @@ static bool output_add_ops(const struct input *in, const struct op_list *list,
 
 /* -- closing -------------------------------------------------------------------- */
 
-enum { SCHEDULED_CLOSE = 1 };
+enum { SCHEDULED_CLOSE = 1, SCHEDULED_DEATH };
+
+static void schedule(struct filter *f, uint64_t event) {
+  if (!f->scheduler) {
+    f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
+  }
+  envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, event);
+}
 
 static void close_connection(struct filter *f, int how) {
   static const char details[] = "proxylib";
@@ -87,8 +95,7 @@ static int fail(struct filter *f, bool reply, size_t len) {
     close_connection(f, CLOSE_FLUSH_WRITE);
     return STATUS_STOP_ITERATION;
   }
-  f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
-  envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, SCHEDULED_CLOSE);
+  schedule(f, SCHEDULED_CLOSE);
   if (!output.len) return STATUS_STOP_ITERATION;
   envoy_buffer_calls[reply].append(f->envoy, (envoy_buffer){output.data, output.len});
   return STATUS_CONTINUE;
@@ -227,6 +234,39 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   return STATUS_CONTINUE;
 }
 
+/* Called on any thread. */
+static void worker_died(void *filter) { schedule(filter, SCHEDULED_DEATH); }
+
+/* The process of the connection's parser is gone, whether bytes were under way or not. */
+static void on_death(struct filter *f) {
+  struct connection *c = &f->connection;
+  if (f->dead || !f->open || c->settled[0]) return;
+  python_enter();
+  remote_died(c);
+  bool goes_on = c->on_error == ON_ERROR_PASS;
+  struct bytes held[2] = {0};
+  if (goes_on) {
+    c->settled[0] = c->settled[1] = OP_PASS;
+    release(&f->directions[0], &held[0]);
+    release(&f->directions[1], &held[1]);
+  }
+  python_leave();
+  if (!goes_on) {
+    f->dead = true;
+    close_connection(f, CLOSE_FLUSH_WRITE);
+  }
+  if (held[0].len) {
+    envoy_buffer bytes = {held[0].data, held[0].len};
+    envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, false);
+  }
+  if (held[1].len) {
+    envoy_buffer bytes = {held[1].data, held[1].len};
+    envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, false);
+  }
+  free(held[0].data);
+  free(held[1].data);
+}
+
 /* -- hooks ------------------------------------------------------------------------- */
 
 HOOK(const char *, program_init)(void) {
@@ -272,6 +312,10 @@ HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
   if (PyErr_Occurred()) envoy_log_exception("opening a connection");
   Py_XDECREF(connection);
   python_leave();
+  if (f->open && f->connection.remote) {
+    f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
+    remote_watch(&f->connection, worker_died, f);
+  }
   if (f->open) return STATUS_CONTINUE;
   close_connection(f, CLOSE_NO_FLUSH);
   return STATUS_STOP_ITERATION;
@@ -296,6 +340,7 @@ HOOK(void, network_filter_event)(envoy_filter envoy, void *filter, int event) {
 HOOK(void, network_filter_scheduled)(envoy_filter envoy, void *filter, uint64_t event) {
   (void)envoy;
   if (event == SCHEDULED_CLOSE) close_connection(filter, CLOSE_FLUSH_WRITE);
+  if (event == SCHEDULED_DEATH) on_death(filter);
 }
 
 HOOK(void, network_filter_destroy)(void *filter) {

@@ -34,6 +34,12 @@ struct log *log_open(const char *path);
 void log_append(struct log *log, const char *prefix, size_t prefix_len, const char *entry,
                 size_t entry_len);
 
+/* In a parser's own process: where entries are put, each behind its length. */
+extern struct bytes *log_collected;
+
+/* Queues an encoded entry with `log`, an AccessLog or None. */
+void accesslog_append(PyObject *log, const char *entry, size_t len);
+
 /* Sends what is queued, for a bounded time, and frees the client. */
 void log_close(struct log *log);
 

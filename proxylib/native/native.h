@@ -5,6 +5,7 @@
  *              log_sender.c queues and sends off the data path)
  * guard.c      the time budget of calls into parsers
  * engine.c     one connection: calls its parser, checks the ops
+ * isolate.c    the same parser in a process of its own
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
  * envoy.c      face 2: Envoy's dynamic-module network filter (envoy_buffer.c reads
  *              and rewrites Envoy's buffers)
@@ -58,6 +59,8 @@ struct limits {
   int64_t max_log_value, max_log_entry, log_queue;
 };
 extern struct limits limits;
+/* Takes them over. False with a Python error. */
+bool read_limits(void);
 
 /* Prints the current Python exception to stderr and clears it. */
 void python_print_error(const char *where);
@@ -104,6 +107,13 @@ struct bytes {
   size_t len, cap;
 };
 
+/* Who is to hear that a connection's worker has died. */
+struct watcher {
+  void (*call)(void *);
+  void *argument;
+  struct watcher *next;
+};
+
 struct connection {
   PyObject *object;      /* proxylib.connection.Connection */
   PyObject *call;        /* the parser's on_batch, or the connection's on_data */
@@ -113,6 +123,11 @@ struct connection {
   enum op settled[2];    /* OP_PASS or OP_DROP: all that comes, without the parser */
   enum on_error on_error;
   bool batch;
+  /* Of a parser in another process. */
+  struct remote *remote; /* `object` keeps it alive */
+  uint32_t id;
+  bool told; /* that it has died */
+  struct watcher watcher;
 };
 
 /* Takes a new reference of `object`. False, with a Python error set, on failure. */
@@ -142,6 +157,18 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
                                   const struct slice *in, size_t n_in, size_t total,
                                   struct bytes *placed, struct bytes *across,
                                   struct op_list *out);
+
+/* One call of the parser, within its budget, with the bytes [from, from + len) of the
+ * input; its ops are in c->ops afterwards, also those that it appended before it
+ * failed, which has been logged. */
+enum filter_result connection_call(struct connection *c, bool reply, bool end_stream,
+                                   const struct slice *in, size_t n_in, size_t from, size_t len);
+
+/* The number at `i` in c->ops; false with a Python error if it is none. */
+bool connection_op(const struct connection *c, Py_ssize_t i, int64_t *value);
+
+/* Hands the current exception to Connection.panic, which logs it. */
+enum filter_result connection_panic(struct connection *c);
 
 void op_list_free(struct op_list *list);
 

@@ -7,7 +7,7 @@
  * the import of our Python code is cffi's: see native/build.py.
  */
 #define _GNU_SOURCE
-#include "native.h"
+#include "isolate.h"
 
 #include <dlfcn.h>
 #include <limits.h>
@@ -116,7 +116,8 @@ static struct PyModuleDef native_module = {
 EXPORT PyObject *PyInit_proxylib_native(void) {
   PyObject *module = PyModule_Create(&native_module);
   PyObject *type = module ? accesslog_type() : NULL;
-  if (!type || PyModule_AddObjectRef(module, "AccessLog", type) < 0 || !guard_start(module)) {
+  if (!type || PyModule_AddObjectRef(module, "AccessLog", type) < 0 ||
+      !guard_start(module) || !isolate_add(module)) {
     Py_CLEAR(module);
   }
   Py_XDECREF(type);
@@ -131,7 +132,7 @@ static bool add_native_module(void) {
   return ok;
 }
 
-static bool read_limits(void) {
+bool read_limits(void) {
   static const struct {
     const char *name;
     int64_t *value;

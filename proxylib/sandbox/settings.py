@@ -28,6 +28,8 @@ class OnError(IntEnum):
     only observe. The log says so."""
 
 
+ISOLATIONS = ("none", "process")
+
 _ON_ERROR = {"close": OnError.CLOSE, "deny": OnError.DENY, "pass-through": OnError.PASS_THROUGH}
 
 _RANGES = {
@@ -48,6 +50,8 @@ class Settings:
     breaker_period: float = limits.BREAKER_PERIOD
     """More than so many panics in so many seconds take the parser out, everywhere in
     this process."""
+    isolated: bool = False
+    """The parser runs in a process of its own (``isolation: process``)."""
 
 
 DEFAULTS = Settings()
@@ -57,6 +61,7 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "time_budget": (int, float),
     "breaker_panics": int,
     "breaker_period": (int, float),
+    "isolation": str,
 }
 """The keys and their JSON types."""
 
@@ -69,6 +74,9 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     chosen = values.get("on_error", "close")
     if chosen not in _ON_ERROR:
         raise ConfigError(f"on_error: {chosen!r} is none of {', '.join(_ON_ERROR)}")
+    isolation = values.get("isolation", "none")
+    if isolation not in ISOLATIONS:
+        raise ConfigError(f"isolation: {isolation!r} is none of {', '.join(ISOLATIONS)}")
     for key, (least, most, unit) in _RANGES.items():
         value = values.get(key, least)
         if not least <= value <= most:
@@ -78,4 +86,5 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         values.get("time_budget"),
         values.get("breaker_panics", limits.BREAKER_PANICS),
         values.get("breaker_period", limits.BREAKER_PERIOD),
+        isolation == "process",
     )

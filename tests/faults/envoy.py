@@ -65,16 +65,19 @@ class Running:
     def connect(self, listener: str) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.ports[listener]), timeout=PATIENCE)
 
-    def statuses(self, client: str) -> list[str]:
-        """What the log says about connections from the client's address ``ip:port``."""
+    def statuses(self, client: str, since: int = 0) -> list[str]:
+        """What the log says about connections from the client's address ``ip:port``.
+
+        since: how many entries the log had before; addresses come again.
+        """
         return [
             entry.generic_l7.fields["status"]
-            for entry in list(self.log.entries)
+            for entry in self.log.entries[since:]
             if entry.source_address == client and "status" in entry.generic_l7.fields
         ]
 
-    def wait_status(self, client: str, what: str) -> str:
-        found: list[str] = wait_for(lambda: self.statuses(client), what)
+    def wait_status(self, client: str, what: str, since: int = 0) -> str:
+        found: list[str] = wait_for(lambda: self.statuses(client, since), what)
         return found[0]
 
     @property

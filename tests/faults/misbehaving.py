@@ -9,6 +9,7 @@ The file is data for the tests and a parser file for the library.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxylib import DROP, ERROR, MORE, NOP, PASS, BatchParser, Connection, Op, Parser
-from proxylib.parser import ParserFactory
+from proxylib.parser import ClassFactory, ParserFactory
 from proxylib.registry import register_parser_factory
 
 BUDGET = 0.05
@@ -489,6 +490,68 @@ class RawFaulty(Parser):
         return (PASS, end) if end else (MORE, 1)
 
 
+# What only a process of its own contains.
+
+
+def crash() -> None:
+    ctypes.string_at(8)
+
+
+def loop_in_c() -> None:
+    """Never comes back to the interpreter, and keeps it."""
+    re.match(r"(a|a)*$", "a" * 60 + "b")
+
+
+def take_all_memory() -> None:
+    hoard = []
+    while True:
+        hoard.append(bytes(1 << 24))
+
+
+def raise_() -> None:
+    raise ValueError("bad")
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+WORST: dict[bytes, tuple[Callable[[], object], str]] = {
+    # word: (what it does, what the log says)
+    b"crash": (crash, "was killed by signal 11"),
+    b"abort": (os.abort, "was killed by signal 6"),
+    b"exit": (lambda: os._exit(7), "exited with status 7"),
+    b"loop": (loop_in_c, "gave no answer within its time budget"),
+    b"close": (lambda: os.closerange(0, 256) or os._exit(1), "exited with status "),
+    b"stop": (lambda: signal.raise_signal(signal.SIGSTOP), "gave no answer within"),
+}
+MILD: dict[bytes, tuple[Callable[[], object], str]] = {
+    # The same, of those that leave the process alive.
+    b"raise": (raise_, r"Panic: ValueError: bad \(at .*misbehaving.py:\d+\)"),
+    b"spin": (spin, LATE),
+    b"memory": (take_all_memory, "Panic: MemoryError: "),
+}
+
+
+class Worst(BatchParser):
+    """Passes lines, and does what a line that begins with ``!`` says."""
+
+    def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
+        at = 0
+        while not reply and (end := data.find(b"\n", at) + 1):
+            if data.startswith(b"!", at):
+                (WORST | MILD)[data[at + 1 : end - 1]][0]()
+            self.connection.log(0, {"line": data[at : end - 1]})
+            ops += (PASS, end - at)
+            at = end
+        if reply and data:
+            ops += (PASS, len(data))
+
+    def unparsable(self) -> bytes:
+        return b"unparsable\n"
+
+
 class Factory(ParserFactory):
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -505,3 +568,4 @@ NAMES = [row.parser for row in TABLE]
 if not __name__.startswith("tests."):
     for row in TABLE:
         register_parser_factory(row.parser, Factory(row))
+    register_parser_factory("fault.worst", ClassFactory(Worst))

@@ -116,12 +116,13 @@ def test_through_the_c_abi(fault_rig: Rig, row: Fault) -> None:
 
 def _misbehave(running: Running, row: Fault) -> str:
     """Drive one fault; returns what is wrong with what came of it, or nothing."""
+    since = len(running.log.entries)
     if row.when == "create":
         with running.connect(row.parser) as connection:
             who = address(connection)
             if receive(connection):
                 return "it was answered"
-        status = running.wait_status(who, row.name)
+        status = running.wait_status(who, row.name, since)
         return "" if re.match(row.status, status) else status
     with running.connect(row.parser) as connection, running.connect(row.parser) as neighbour:
         who, token = address(connection), b"ok %s\n" % row.name.encode()
@@ -135,7 +136,7 @@ def _misbehave(running: Running, row: Fault) -> str:
         else:
             receive(connection, b"!\n")
             connection.close()
-        status = running.wait_status(who, row.name)
+        status = running.wait_status(who, row.name, since)
         if not re.match(row.status, status):
             return status
         wait_for(lambda: token in running.echo.received, f"{row.name}: the line before it")

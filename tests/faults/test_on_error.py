@@ -92,17 +92,19 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_close_in_envoy(running: Running, fault: str) -> None:
+    since = len(running.log.entries)
     with running.connect(f"{fault}.close") as connection:
         who = address(connection)
         connection.sendall(b"close-%s\n!\nnever-%s\n" % (fault.encode(), fault.encode()))
         assert b"<open>" not in receive(connection)
     wait_for(lambda: b"close-%s\n" % fault.encode() in running.echo.received, "the line before")
-    running.wait_status(who, fault)
+    running.wait_status(who, fault, since)
     assert b"never-%s\n" % fault.encode() not in running.echo.received
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_deny_in_envoy(running: Running, fault: str) -> None:
+    since = len(running.log.entries)
     with running.connect(f"{fault}.deny") as connection:
         who = address(connection)
         connection.sendall(b"before\n!\nnot-%s\n" % fault.encode())
@@ -111,7 +113,7 @@ def test_deny_in_envoy(running: Running, fault: str) -> None:
             got += receive(connection, b"before\n")
         assert sorted(got.splitlines()) == [b"before", b"unparsable"]
         connection.sendall(b"not-%s\n" % fault.encode())
-        running.wait_status(who, fault)
+        running.wait_status(who, fault, since)
         connection.shutdown(1)
         receive(connection)
     assert b"not-%s\n" % fault.encode() not in running.echo.received
@@ -119,32 +121,35 @@ def test_deny_in_envoy(running: Running, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_pass_through_in_envoy(running: Running, fault: str) -> None:
+    since = len(running.log.entries)
     with running.connect(f"{fault}.pass-through") as connection:
         who = address(connection)
         connection.sendall(b"before\n!\nafter\n")
         assert receive(connection, b"after\n") == b"before\n!\nafter\n"
         connection.sendall(b"still\n")
         assert receive(connection, b"still\n") == b"still\n"
-        assert running.wait_status(who, fault).startswith(PASSED)
+        assert running.wait_status(who, fault, since).startswith(PASSED)
 
 
-def panic(running: Running, listener: str) -> str:
-    """Have the parser panic; returns the client's address."""
+def panic(running: Running, listener: str) -> tuple[str, int]:
+    """Have the parser panic; returns the client's address, and where the log was."""
+    since = len(running.log.entries)
     with running.connect(listener) as connection:
         connection.sendall(b"!\n")
         receive(connection, b"!\n")
         who = address(connection)
-        running.wait_status(who, "a panic")
-        return who
+        running.wait_status(who, "a panic", since)
+        return who, since
 
 
 def test_a_parser_that_panics_too_often_is_taken_out_and_tried_again(running: Running) -> None:
     last = [panic(running, "broken") for _ in range(3)][-1]
-    told = wait_for(lambda: running.statuses(last)[1:], "the breaker to open")
+    told = wait_for(lambda: running.statuses(*last)[1:], "the breaker to open")
     assert "taken out for 5 s, after 3 panics" in told[0]
+    since = len(running.log.entries)
     with running.connect("broken") as connection:
         assert receive(connection) == b""
-        status = running.wait_status(address(connection), "the breaker")
+        status = running.wait_status(address(connection), "the breaker", since)
         assert status == "Circuit breaker: parser 'fault.raises-base' is out"
     time.sleep(limits.BREAKER_PAUSE)
     with running.connect("broken") as connection:
@@ -162,9 +167,10 @@ def test_a_parser_that_panics_too_often_is_taken_out_and_tried_again(running: Ru
 def test_traffic_of_a_parser_that_is_out_passes_if_the_operator_says_so(running: Running) -> None:
     for _ in range(3):
         panic(running, "observed")
+    since = len(running.log.entries)
     with running.connect("observed") as connection:
         who = address(connection)
         connection.sendall(b"!\n")
         assert receive(connection, b"!\n") == b"!\n"
-        status = running.wait_status(who, "the breaker")
+        status = running.wait_status(who, "the breaker", since)
         assert status == f"{PASSED}Circuit breaker: parser 'fault.raises-group' is out"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from proxylib.connection import LogStream
+from proxylib.connection import Connection, LogStream
 
 class AccessLog:
     """A client of the access-log socket at a path."""
@@ -22,3 +22,26 @@ class BudgetExceeded(BaseException):
 
 def guarded(budget: int, call: Callable[..., Any], /, *args: Any) -> Any:
     """call(*args), interrupted after `budget` nanoseconds."""
+
+SHARED_BYTES: int
+"""Size of the memory that a worker and its host share."""
+
+class Remote:
+    """A worker process, seen from its host (native/isolate.c)."""
+
+    def __init__(self, memory: int, pidfd: int, log: object | None, /) -> None: ...
+    def open(self, request: bytes, budget: int, /) -> tuple[int, bool, bytes] | None:
+        """Have the worker open a connection: what it is called there, whether its parser
+        answers in batches, and what the worker says of it; None if it refuses.
+
+        budget: nanoseconds to wait. Raises ConnectionError if the worker is gone.
+        """
+
+    def died(self, why: str, /) -> None:
+        """The process has ended: wake who waits, tell all connections."""
+
+def serve(memory: int, open: Callable[[bytes], tuple[Connection, bytes] | None], /) -> None:
+    """Serve a host's requests, until the process ends."""
+
+def collect_log() -> None:
+    """Have log entries go with the answers to the host."""

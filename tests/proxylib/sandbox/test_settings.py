@@ -19,14 +19,16 @@ def test_all_chosen() -> None:
         "time_budget": 0.5,
         "breaker_panics": 7,
         "breaker_period": 2,
+        "isolation": "process",
     }
-    assert parse_settings(values) == Settings(OnError.PASS_THROUGH, 0.5, 7, 2)
+    assert parse_settings(values) == Settings(OnError.PASS_THROUGH, 0.5, 7, 2, isolated=True)
 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"on_error": "open"}, "on_error: 'open' is none of close, deny, pass-through"),
+        ({"isolation": "vm"}, "isolation: 'vm' is none of none, process"),
         ({"time_budget": 0}, "time_budget: 0 is not 0.001 to 60 seconds"),
         ({"time_budget": float("nan")}, "time_budget: nan is not 0.001 to 60 seconds"),
         ({"breaker_panics": 0}, "breaker_panics: 0 is not 1 to 1e"),

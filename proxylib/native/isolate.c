@@ -1,0 +1,589 @@
+/* Parsers in a process of their own.
+ *
+ * The host's process and the worker share memory with a few channels.  A thread of the
+ * host that has bytes to judge takes a free channel, writes them there, rings the
+ * worker and sleeps on the channel's futex, without the GIL and for no longer than
+ * the connection's budget.  The worker has one thread that serves the channels in turn:
+ * it runs the same engine over the same Parser class, and writes ops, injected bytes
+ * and log entries where the request was.
+ *
+ * All checks of ops are engine.c's, in the host: it believes nothing that it reads.
+ * Log entries come with the answer, so that those of a message that was forwarded
+ * are never lost with the worker.
+ *
+ * A worker that dies or gives no answer in time is killed; its connections learn of
+ * it at once (remote_watch), and everything else goes on.  sandbox/isolation.py starts
+ * the next one.
+ */
+#define _GNU_SOURCE
+#include "isolate.h"
+
+#include "log.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { CHANNELS = 16 };
+/* Of a channel: the largest window, and as much again for what surrounds an answer. */
+#define AREA ((size_t)32 << 20)
+/* Looks at the other side so often before sleeping: some microseconds, less than a
+ * wake-up costs and about what a message takes. */
+#define SPINS 2000
+
+enum channel_state { IDLE, REQUEST, ANSWER, DEAD };
+enum request { REQUEST_OPEN, REQUEST_DATA, REQUEST_CLOSE };
+
+struct channel {
+  _Atomic uint32_t state;
+  uint32_t request, id;
+  uint8_t reply, end_stream;
+  uint64_t waiting[2]; /* injected bytes that the host still has */
+  uint64_t len;        /* of the request in `area` */
+  /* The answer; `area` has the ops, the injected bytes, the log entries. */
+  int32_t result;
+  uint8_t panicked, batch;
+  uint64_t n_ops, injected[2], logged;
+  char area[AREA];
+};
+
+struct shared {
+  _Atomic uint32_t doorbell, asleep;
+  struct channel channels[CHANNELS];
+};
+
+struct remote {
+  PyObject_HEAD
+  struct shared *shared;
+  PyObject *log; /* AccessLog, or None */
+  int pidfd;
+  _Atomic bool dead;
+  char why[200]; /* it died; with the GIL */
+  _Atomic bool busy[CHANNELS];
+  uint32_t next_id, n_free, cap_free, *free_ids; /* with the GIL */
+  pthread_mutex_t mutex;                         /* guards the list of watchers */
+  struct watcher *watchers;
+};
+
+static PyTypeObject *remote_type;
+
+static void futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns) {
+  struct timespec t = {ns / 1000000000, ns % 1000000000};
+  syscall(SYS_futex, word, FUTEX_WAIT, value, ns < 0 ? NULL : &t, NULL, 0);
+}
+
+static void futex_wake(_Atomic uint32_t *word) {
+  syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+static int64_t now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void pause_a_little(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+/* -- the host's side ---------------------------------------------------------- */
+
+struct remote *remote_from(PyObject *object) { return (struct remote *)object; }
+
+static void kill_worker(struct remote *r, const char *why) {
+  if (!r->why[0]) snprintf(r->why, sizeof r->why, "%s", why);
+  atomic_store(&r->dead, true);
+  syscall(SYS_pidfd_send_signal, r->pidfd, SIGKILL, NULL, 0);
+}
+
+static struct channel *take_channel(struct remote *r, int64_t deadline) {
+  for (;;) {
+    for (int i = 0; i < CHANNELS; i++) {
+      bool no = false;
+      if (atomic_compare_exchange_strong(&r->busy[i], &no, true)) return &r->shared->channels[i];
+    }
+    if (now_ns() > deadline) return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    sched_yield();
+    Py_END_ALLOW_THREADS;
+  }
+}
+
+static void give_channel(struct remote *r, struct channel *ch) {
+  atomic_store(&ch->state, IDLE);
+  atomic_store(&r->busy[ch - r->shared->channels], false);
+}
+
+/* Sends the request that is in the channel, and waits for its answer, without the GIL. */
+static bool exchange(struct remote *r, struct channel *ch, int64_t deadline) {
+  uint32_t state = REQUEST;
+  Py_BEGIN_ALLOW_THREADS;
+  atomic_store(&ch->state, REQUEST);
+  atomic_fetch_add(&r->shared->doorbell, 1);
+  if (atomic_load(&r->shared->asleep)) futex_wake(&r->shared->doorbell);
+  for (int i = 0; i < SPINS && (state = atomic_load(&ch->state)) == REQUEST; i++) pause_a_little();
+  while (state == REQUEST && !atomic_load(&r->dead)) {
+    int64_t left = deadline - now_ns();
+    if (left <= 0) break;
+    futex_wait(&ch->state, REQUEST, left);
+    state = atomic_load(&ch->state);
+  }
+  Py_END_ALLOW_THREADS;
+  if (state == ANSWER) return true;
+  if (!atomic_load(&r->dead)) kill_worker(r, "gave no answer within its time budget");
+  return false;
+}
+
+/* The parts of an answer, copied out of the worker's reach, and checked to be in it. */
+struct answer {
+  size_t n_ops, injected[2], logged;
+  const char *ops, *bytes[2], *log;
+};
+
+static bool read_answer(const struct channel *ch, struct answer *a) {
+  const volatile struct channel *v = ch;
+  a->n_ops = v->n_ops;
+  a->injected[0] = v->injected[0];
+  a->injected[1] = v->injected[1];
+  a->logged = v->logged;
+  if (a->n_ops > AREA / 8 || a->injected[0] > AREA || a->injected[1] > AREA || a->logged > AREA ||
+      a->n_ops * 8 + a->injected[0] + a->injected[1] + a->logged > AREA) {
+    return false;
+  }
+  a->ops = ch->area;
+  a->bytes[0] = a->ops + a->n_ops * 8;
+  a->bytes[1] = a->bytes[0] + a->injected[0];
+  a->log = a->bytes[1] + a->injected[1];
+  return true;
+}
+
+/* Queues the log entries of an answer: each a length and an encoded entry. */
+static void queue_log(struct remote *r, const struct answer *a) {
+  const char *at = a->log, *end = a->log + a->logged;
+  uint32_t len;
+  while ((size_t)(end - at) >= sizeof len) {
+    memcpy(&len, at, sizeof len);
+    at += sizeof len;
+    if (len > (size_t)(end - at) || len > (size_t)limits.max_log_entry + 8192) return;
+    accesslog_append(r->log, at, len);
+    at += len;
+  }
+}
+
+void remote_died(struct connection *c) {
+  if (c->told) return;
+  c->told = true;
+  PyObject *result =
+      PyObject_CallMethod(c->object, "crashed", "s", c->remote->why[0] ? c->remote->why : "died");
+  if (!result) python_print_error("a parser's process has died");
+  Py_XDECREF(result);
+}
+
+/* Puts what the answer says where call_parser would have put it. */
+static bool take_answer(struct connection *c, const struct answer *a) {
+  for (size_t i = 0; i < a->n_ops; i++) {
+    int64_t word;
+    memcpy(&word, a->ops + 8 * i, sizeof word);
+    PyObject *number = PyLong_FromLongLong(word);
+    int failed = number ? PyList_Append(c->ops, number) : -1;
+    Py_XDECREF(number);
+    if (failed) return false;
+  }
+  for (int way = 0; way < 2; way++) {
+    Py_ssize_t have = PyByteArray_GET_SIZE(c->injected[way]);
+    if (!a->injected[way]) continue;
+    if (have + (int64_t)a->injected[way] > limits.max_inject) {
+      PyErr_SetString(PyExc_ValueError, "the parser's process injects without end");
+      return false;
+    }
+    if (PyByteArray_Resize(c->injected[way], have + (Py_ssize_t)a->injected[way]) < 0) return false;
+    memcpy(PyByteArray_AS_STRING(c->injected[way]) + have, a->bytes[way], a->injected[way]);
+  }
+  return true;
+}
+
+enum filter_result remote_run(struct connection *c, bool reply, bool end_stream,
+                              const struct slice *in, size_t n_in, size_t from, size_t len) {
+  struct remote *r = c->remote;
+  int64_t deadline = now_ns() + c->budget;
+  struct channel *ch = atomic_load(&r->dead) || len > AREA ? NULL : take_channel(r, deadline);
+  struct answer a;
+  if (!ch) {
+    remote_died(c);
+    return RESULT_PARSER_ERROR;
+  }
+  ch->request = REQUEST_DATA;
+  ch->id = c->id;
+  ch->reply = reply;
+  ch->end_stream = end_stream;
+  ch->waiting[0] = connection_injected(c, false);
+  ch->waiting[1] = connection_injected(c, true);
+  ch->len = len;
+  char *to = ch->area;
+  for (size_t i = 0; i < n_in && len > 0; i++) {
+    if (from >= in[i].len) {
+      from -= in[i].len;
+      continue;
+    }
+    size_t n = in[i].len - from < len ? in[i].len - from : len;
+    memcpy(to, in[i].data + from, n);
+    to += n;
+    len -= n;
+    from = 0;
+  }
+  enum filter_result result = RESULT_PARSER_ERROR;
+  if (!exchange(r, ch, deadline) || !read_answer(ch, &a)) {
+    remote_died(c);
+  } else {
+    result = ch->result == RESULT_OK ? RESULT_OK : RESULT_PARSER_ERROR;
+    bool panicked = ch->panicked;
+    queue_log(r, &a);
+    if (!take_answer(c, &a)) {
+      PyErr_Clear();
+      kill_worker(r, "has sent an impossible answer");
+      remote_died(c);
+      result = RESULT_PARSER_ERROR;
+    } else if (panicked) {
+      PyObject *counted = PyObject_CallMethod(c->object, "count_panic", NULL);
+      if (!counted) python_print_error("counting a panic");
+      Py_XDECREF(counted);
+    }
+  }
+  give_channel(r, ch);
+  return result;
+}
+
+static void free_id(struct remote *r, uint32_t id) {
+  if (r->n_free == r->cap_free) {
+    uint32_t cap = r->cap_free ? 2 * r->cap_free : 64;
+    uint32_t *grown = realloc(r->free_ids, cap * sizeof *grown);
+    if (!grown) return; /* one number less */
+    r->free_ids = grown;
+    r->cap_free = cap;
+  }
+  r->free_ids[r->n_free++] = id;
+}
+
+void remote_close(struct connection *c) {
+  struct remote *r = c->remote;
+  int64_t deadline = now_ns() + c->budget;
+  struct channel *ch = atomic_load(&r->dead) ? NULL : take_channel(r, deadline);
+  struct answer a;
+  if (ch) {
+    ch->request = REQUEST_CLOSE;
+    ch->id = c->id;
+    ch->len = 0;
+    if (exchange(r, ch, deadline) && read_answer(ch, &a)) queue_log(r, &a);
+    give_channel(r, ch);
+    free_id(r, c->id);
+  }
+  pthread_mutex_lock(&r->mutex);
+  for (struct watcher **at = &r->watchers; *at; at = &(*at)->next) {
+    if (*at != &c->watcher) continue;
+    *at = c->watcher.next;
+    break;
+  }
+  pthread_mutex_unlock(&r->mutex);
+}
+
+void remote_watch(struct connection *c, void (*call)(void *), void *argument) {
+  struct remote *r = c->remote;
+  pthread_mutex_lock(&r->mutex);
+  c->watcher = (struct watcher){call, argument, r->watchers};
+  r->watchers = &c->watcher;
+  bool dead = atomic_load(&r->dead);
+  pthread_mutex_unlock(&r->mutex);
+  if (dead) call(argument);
+}
+
+static PyObject *remote_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+  int fd, pidfd;
+  PyObject *log;
+  (void)keywords;
+  if (!PyArg_ParseTuple(args, "iiO", &fd, &pidfd, &log)) return NULL;
+  struct remote *r = (struct remote *)type->tp_alloc(type, 0);
+  if (!r) return NULL;
+  r->pidfd = -1;
+  pthread_mutex_init(&r->mutex, NULL);
+  r->shared = mmap(NULL, sizeof *r->shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (r->shared == MAP_FAILED || (r->pidfd = dup(pidfd)) < 0) {
+    if (r->shared == MAP_FAILED) r->shared = NULL;
+    PyErr_SetFromErrno(PyExc_OSError);
+    Py_DECREF(r);
+    return NULL;
+  }
+  r->log = Py_NewRef(log);
+  return (PyObject *)r;
+}
+
+static void remote_dealloc(PyObject *object) {
+  struct remote *r = (struct remote *)object;
+  PyTypeObject *type = Py_TYPE(object);
+  if (r->shared) munmap(r->shared, sizeof *r->shared);
+  if (r->pidfd >= 0) close(r->pidfd);
+  free(r->free_ids);
+  pthread_mutex_destroy(&r->mutex);
+  Py_XDECREF(r->log);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+/* open(request, budget) -> (id, batch, what the worker says of it), or None if refused. */
+static PyObject *remote_open(PyObject *object, PyObject *args) {
+  struct remote *r = (struct remote *)object;
+  const char *request;
+  Py_ssize_t len;
+  long long budget;
+  if (!PyArg_ParseTuple(args, "y#L", &request, &len, &budget)) return NULL;
+  int64_t deadline = now_ns() + budget;
+  struct channel *ch =
+      atomic_load(&r->dead) || (size_t)len > AREA ? NULL : take_channel(r, deadline);
+  struct answer a;
+  if (!ch) return PyErr_Format(PyExc_ConnectionError, "%s", r->why[0] ? r->why : "is busy");
+  uint32_t id = r->n_free ? r->free_ids[--r->n_free] : r->next_id++;
+  ch->request = REQUEST_OPEN;
+  ch->id = id;
+  ch->len = (size_t)len;
+  memcpy(ch->area, request, (size_t)len);
+  PyObject *result = NULL;
+  if (exchange(r, ch, deadline) && read_answer(ch, &a)) {
+    queue_log(r, &a);
+    if (ch->result == RESULT_OK) {
+      result = Py_BuildValue("(IOy#)", id, ch->batch ? Py_True : Py_False, a.bytes[0],
+                             (Py_ssize_t)a.injected[0]);
+    } else {
+      free_id(r, id);
+      result = Py_NewRef(Py_None);
+    }
+  } else {
+    PyErr_Format(PyExc_ConnectionError, "%s", r->why);
+  }
+  give_channel(r, ch);
+  return result;
+}
+
+/* died(why): the process has ended. Wakes all who wait, and tells all connections. */
+static PyObject *remote_has_died(PyObject *object, PyObject *why) {
+  struct remote *r = (struct remote *)object;
+  const char *text = PyUnicode_AsUTF8(why);
+  if (!text) return NULL;
+  if (!r->why[0]) snprintf(r->why, sizeof r->why, "%s", text);
+  atomic_store(&r->dead, true);
+  for (int i = 0; i < CHANNELS; i++) {
+    uint32_t request = REQUEST;
+    atomic_compare_exchange_strong(&r->shared->channels[i].state, &request, DEAD);
+    futex_wake(&r->shared->channels[i].state);
+  }
+  pthread_mutex_lock(&r->mutex);
+  for (struct watcher *w = r->watchers; w; w = w->next) w->call(w->argument);
+  pthread_mutex_unlock(&r->mutex);
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef remote_methods[] = {
+    {"open", remote_open, METH_VARARGS, "open(request, budget): have the worker open a connection."},
+    {"died", remote_has_died, METH_O, "died(why): the worker's process has ended."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot remote_slots[] = {
+    {Py_tp_doc, "Remote(memory, pidfd, log): a worker process, seen from its host."},
+    {Py_tp_new, remote_new},
+    {Py_tp_dealloc, remote_dealloc},
+    {Py_tp_methods, remote_methods},
+    {0, NULL},
+};
+
+static PyType_Spec remote_spec = {"proxylib_native.Remote", sizeof(struct remote), 0,
+                                  Py_TPFLAGS_DEFAULT, remote_slots};
+
+/* -- the worker's side -------------------------------------------------------- */
+
+static struct connection **served;
+static size_t n_served;
+static struct bytes collected;
+
+static struct connection **slot(uint32_t id) {
+  if (id >= n_served) {
+    size_t size = n_served ? n_served : 1024;
+    while (size <= id) size *= 2;
+    struct connection **grown = realloc(served, size * sizeof *grown);
+    if (!grown) return NULL;
+    memset(grown + n_served, 0, (size - n_served) * sizeof *grown);
+    served = grown;
+    n_served = size;
+  }
+  return &served[id];
+}
+
+static void forget(uint32_t id) {
+  struct connection **at = slot(id);
+  if (!at || !*at) return;
+  connection_close(*at);
+  free(*at);
+  *at = NULL;
+}
+
+/* Puts bytes at the end of the answer; false if there is no room. */
+static bool put(struct channel *ch, size_t *len, const void *data, size_t n) {
+  if (n > AREA - *len) return false;
+  memcpy(ch->area + *len, data, n);
+  *len += n;
+  return true;
+}
+
+static void put_log(struct channel *ch, size_t *len) {
+  if (put(ch, len, collected.data, collected.len)) ch->logged = collected.len;
+  collected.len = 0;
+}
+
+static void serve_open(struct channel *ch, PyObject *open) {
+  size_t len = 0;
+  PyObject *made = PyObject_CallFunction(open, "y#", ch->area, (Py_ssize_t)ch->len);
+  PyObject *connection = NULL;
+  const char *facts;
+  Py_ssize_t n;
+  ch->result = RESULT_POLICY_DROP;
+  forget(ch->id);
+  if (made && made != Py_None && PyArg_ParseTuple(made, "Oy#", &connection, &facts, &n)) {
+    struct connection *c = calloc(1, sizeof *c), **at = slot(ch->id);
+    if (c && at && connection_init(c, connection) && put(ch, &len, facts, (size_t)n)) {
+      *at = c;
+      ch->injected[0] = (uint64_t)n;
+      ch->batch = c->batch;
+      ch->result = RESULT_OK;
+    } else {
+      free(c);
+    }
+  }
+  if (PyErr_Occurred()) python_print_error("opening a connection");
+  Py_XDECREF(made);
+  put_log(ch, &len);
+}
+
+/* Forgets injected bytes that the host has sent on. */
+static void trim(struct connection *c, bool reply, uint64_t waiting) {
+  Py_ssize_t gone = PyByteArray_GET_SIZE(c->injected[reply]) - (Py_ssize_t)waiting;
+  if (gone > 0 && PySequence_DelSlice(c->injected[reply], 0, gone) < 0) PyErr_Clear();
+}
+
+static void serve_data(struct channel *ch) {
+  struct connection **at = slot(ch->id), *c = at ? *at : NULL;
+  ch->result = RESULT_UNKNOWN_CONNECTION;
+  if (!c) return;
+  trim(c, false, ch->waiting[0]);
+  trim(c, true, ch->waiting[1]);
+  size_t before[2] = {connection_injected(c, false), connection_injected(c, true)}, len = 0;
+  struct slice in = {ch->area, ch->len};
+  enum filter_result result = connection_call(c, ch->reply, ch->end_stream, &in, 1, 0, ch->len);
+  Py_ssize_t n_ops = PyList_GET_SIZE(c->ops);
+  for (Py_ssize_t i = 0; i < n_ops; i++) {
+    int64_t word;
+    if (!connection_op(c, i, &word) || !put(ch, &len, &word, sizeof word)) {
+      result = connection_panic(c);
+      n_ops = i & ~(Py_ssize_t)1;
+      len = (size_t)n_ops * sizeof word;
+      break;
+    }
+  }
+  ch->n_ops = (uint64_t)n_ops;
+  PyList_SetSlice(c->ops, 0, PyList_GET_SIZE(c->ops), NULL);
+  for (int way = 0; way < 2; way++) {
+    size_t have = connection_injected(c, way);
+    size_t fresh = have > before[way] ? have - before[way] : 0;
+    if (put(ch, &len, PyByteArray_AS_STRING(c->injected[way]) + (have - fresh), fresh)) {
+      ch->injected[way] = fresh;
+    }
+  }
+  ch->result = (int32_t)result;
+  if (result != RESULT_OK) {
+    PyObject *panicked = PyObject_GetAttrString(c->object, "panicked");
+    ch->panicked = panicked == Py_True;
+    Py_XDECREF(panicked);
+  }
+  PyErr_Clear();
+  put_log(ch, &len);
+}
+
+static void serve_one(struct channel *ch, PyObject *open) {
+  ch->n_ops = ch->injected[0] = ch->injected[1] = ch->logged = 0;
+  ch->panicked = ch->batch = 0;
+  size_t len = 0;
+  switch (ch->request) {
+  case REQUEST_OPEN:
+    serve_open(ch, open);
+    break;
+  case REQUEST_DATA:
+    serve_data(ch);
+    break;
+  default:
+    forget(ch->id);
+    ch->result = RESULT_OK;
+    put_log(ch, &len);
+  }
+  atomic_store(&ch->state, ANSWER);
+  futex_wake(&ch->state);
+}
+
+/* serve(memory, open): serves the host until the process ends. */
+static PyObject *serve(PyObject *module, PyObject *args) {
+  int fd;
+  PyObject *open;
+  (void)module;
+  if (!PyArg_ParseTuple(args, "iO", &fd, &open)) return NULL;
+  if (!read_limits()) return NULL;
+  struct shared *s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (s == MAP_FAILED) return PyErr_SetFromErrno(PyExc_OSError);
+  for (uint32_t seen = 0;;) {
+    uint32_t rung = atomic_load(&s->doorbell);
+    if (rung == seen) {
+      Py_BEGIN_ALLOW_THREADS;
+      for (int i = 0; i < SPINS && (rung = atomic_load(&s->doorbell)) == seen; i++) {
+        pause_a_little();
+      }
+      while (rung == seen) {
+        atomic_store(&s->asleep, 1);
+        futex_wait(&s->doorbell, seen, -1);
+        atomic_store(&s->asleep, 0);
+        rung = atomic_load(&s->doorbell);
+      }
+      Py_END_ALLOW_THREADS;
+    }
+    seen = rung;
+    for (int i = 0; i < CHANNELS; i++) {
+      if (atomic_load(&s->channels[i].state) == REQUEST) serve_one(&s->channels[i], open);
+    }
+  }
+}
+
+/* collect_log(): from now on, log entries go with the answers to the host. */
+static PyObject *collect_log(PyObject *module, PyObject *ignored) {
+  (void)module, (void)ignored;
+  log_collected = &collected;
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"serve", serve, METH_VARARGS, "serve(memory, open): serve the host's requests, for ever."},
+    {"collect_log", collect_log, METH_NOARGS, "Have log entries go with the answers."},
+    {NULL, NULL, 0, NULL},
+};
+
+bool isolate_add(PyObject *module) {
+  remote_type = (PyTypeObject *)PyType_FromSpec(&remote_spec);
+  return remote_type && PyModule_AddObjectRef(module, "Remote", (PyObject *)remote_type) == 0 &&
+         PyModule_AddFunctions(module, methods) == 0 &&
+         PyModule_AddIntConstant(module, "SHARED_BYTES", (long)sizeof(struct shared)) == 0;
+}
