@@ -9,19 +9,26 @@
  * What is counted is time on the clock, since that is how long the other connections
  * of the thread wait.  Not counted is how long we ourselves have waited for the GIL:
  * somebody else had it then, and the call could not run (unless the call's thread
- * has been computing all the while, inside C).
+ * has been computing all the while, inside C).  On a machine that is short of
+ * processors a thread that wants to run and may not is given more time, too.
  *
  * An exception can be caught.  After a few ticks it is therefore raised again at
  * every line, handlers and finally blocks included, until the call is over.  Only C
  * code that does not return cannot be interrupted; `isolation: process` is for that.
  */
+#define _GNU_SOURCE
 #include "native.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #define TICK_NS 5000000
 /* Interruptions that leave `finally` and `with` alone, before those that do not. */
@@ -35,6 +42,7 @@ struct guard {
   _Atomic bool taken;
   int64_t budget; /* of the call, nanoseconds */
   PyThreadState *state;
+  char stat[64]; /* its file in /proc */
   clockid_t cpu;
   /* Written with the GIL. */
   int fired; /* interruptions of this call */
@@ -79,6 +87,7 @@ static struct guard *guard_new(void) {
   }
   g->state = PyThreadState_Get();
   pthread_getcpuclockid(pthread_self(), &g->cpu);
+  snprintf(g->stat, sizeof g->stat, "/proc/self/task/%d/stat", (int)syscall(SYS_gettid));
   pthread_setspecific(thread_end, g);
   return mine = g;
 }
@@ -176,6 +185,19 @@ static void interrupt(struct guard *g) {
   }
 }
 
+bool task_starved(const char *stat, int64_t used, int64_t wall) {
+  if (2 * used >= wall) return false;
+  char line[256];
+  int fd = open(stat, O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
+  if (fd >= 0) close(fd);
+  if (n <= 0) return false;
+  line[n] = 0;
+  /* "pid (name) state ...", and the name may be anything. */
+  const char *end = strrchr(line, ')');
+  return end && end[1] == ' ' && end[2] == 'R';
+}
+
 /* Whether the call that is under way has used up its budget. */
 static bool overdue(struct guard *g, int64_t now) {
   uint64_t serial = atomic_load_explicit(&g->serial, memory_order_relaxed);
@@ -186,7 +208,9 @@ static bool overdue(struct guard *g, int64_t now) {
     g->cpu_since = now_ns(g->cpu);
     return false;
   }
-  return now - g->since >= g->budget || now_ns(g->cpu) - g->cpu_since >= g->budget;
+  int64_t wall = now - g->since, used = now_ns(g->cpu) - g->cpu_since;
+  if (used >= g->budget || wall >= STARVED_MOST * g->budget) return true;
+  return wall >= g->budget && !task_starved(g->stat, used, wall);
 }
 
 static void *watch(void *ignored) {

@@ -67,6 +67,8 @@ struct remote {
   struct shared *shared;
   PyObject *log; /* AccessLog, or None */
   int pidfd;
+  clockid_t cpu;
+  char stat[64]; /* its file in /proc */
   _Atomic bool dead;
   char why[200]; /* it died; with the GIL */
   _Atomic bool busy[CHANNELS];
@@ -86,11 +88,12 @@ static void futex_wake(_Atomic uint32_t *word) {
   syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
-static int64_t now_ns(void) {
+static int64_t clock_ns(clockid_t clock) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+  return clock_gettime(clock, &t) ? 0 : (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+static int64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 
 static void pause_a_little(void) {
 #if defined(__x86_64__)
@@ -126,20 +129,36 @@ static void give_channel(struct remote *r, struct channel *ch) {
   atomic_store(&r->busy[ch - r->shared->channels], false);
 }
 
-/* Sends the request that is in the channel, and waits for its answer, without the GIL. */
-static bool exchange(struct remote *r, struct channel *ch, int64_t deadline) {
+/* Waits for the answer. A worker that would have run, but got no processor in the
+ * second half of the time, is given as much again, some times. */
+static uint32_t await_answer(struct remote *r, struct channel *ch, int64_t budget) {
   uint32_t state = REQUEST;
+  for (int i = 0; i < SPINS && (state = atomic_load(&ch->state)) == REQUEST; i++) pause_a_little();
+  int64_t until = state == REQUEST ? now_ns() + budget / 2 : 0, used = -1;
+  for (int halves = 1; state == REQUEST && !atomic_load(&r->dead);) {
+    int64_t left = until - now_ns(), now_used;
+    if (left > 0) {
+      futex_wait(&ch->state, REQUEST, left);
+      state = atomic_load(&ch->state);
+      continue;
+    }
+    now_used = clock_ns(r->cpu);
+    bool starved = used < 0 || task_starved(r->stat, now_used - used, budget / 2);
+    if (!starved || ++halves > 2 * STARVED_MOST) break;
+    used = now_used;
+    until += budget / 2;
+  }
+  return state;
+}
+
+/* Sends the request that is in the channel, and waits for its answer, without the GIL. */
+static bool exchange(struct remote *r, struct channel *ch, int64_t budget) {
+  uint32_t state;
   Py_BEGIN_ALLOW_THREADS;
   atomic_store(&ch->state, REQUEST);
   atomic_fetch_add(&r->shared->doorbell, 1);
   if (atomic_load(&r->shared->asleep)) futex_wake(&r->shared->doorbell);
-  for (int i = 0; i < SPINS && (state = atomic_load(&ch->state)) == REQUEST; i++) pause_a_little();
-  while (state == REQUEST && !atomic_load(&r->dead)) {
-    int64_t left = deadline - now_ns();
-    if (left <= 0) break;
-    futex_wait(&ch->state, REQUEST, left);
-    state = atomic_load(&ch->state);
-  }
+  state = await_answer(r, ch, budget);
   Py_END_ALLOW_THREADS;
   if (state == ANSWER) return true;
   if (!atomic_load(&r->dead)) kill_worker(r, "gave no answer within its time budget");
@@ -244,7 +263,7 @@ enum filter_result remote_run(struct connection *c, bool reply, bool end_stream,
     from = 0;
   }
   enum filter_result result = RESULT_PARSER_ERROR;
-  if (!exchange(r, ch, deadline) || !read_answer(ch, &a)) {
+  if (!exchange(r, ch, c->budget) || !read_answer(ch, &a)) {
     remote_died(c);
   } else {
     result = ch->result == RESULT_OK ? RESULT_OK : RESULT_PARSER_ERROR;
@@ -285,7 +304,7 @@ void remote_close(struct connection *c) {
     ch->request = REQUEST_CLOSE;
     ch->id = c->id;
     ch->len = 0;
-    if (exchange(r, ch, deadline) && read_answer(ch, &a)) queue_log(r, &a);
+    if (exchange(r, ch, c->budget) && read_answer(ch, &a)) queue_log(r, &a);
     give_channel(r, ch);
     free_id(r, c->id);
   }
@@ -309,10 +328,10 @@ void remote_watch(struct connection *c, void (*call)(void *), void *argument) {
 }
 
 static PyObject *remote_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-  int fd, pidfd;
+  int fd, pid, pidfd;
   PyObject *log;
   (void)keywords;
-  if (!PyArg_ParseTuple(args, "iiO", &fd, &pidfd, &log)) return NULL;
+  if (!PyArg_ParseTuple(args, "iiiO", &fd, &pid, &pidfd, &log)) return NULL;
   struct remote *r = (struct remote *)type->tp_alloc(type, 0);
   if (!r) return NULL;
   r->pidfd = -1;
@@ -324,6 +343,8 @@ static PyObject *remote_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     Py_DECREF(r);
     return NULL;
   }
+  snprintf(r->stat, sizeof r->stat, "/proc/%d/stat", pid);
+  clock_getcpuclockid(pid, &r->cpu);
   r->log = Py_NewRef(log);
   return (PyObject *)r;
 }
@@ -358,7 +379,7 @@ static PyObject *remote_open(PyObject *object, PyObject *args) {
   ch->len = (size_t)len;
   memcpy(ch->area, request, (size_t)len);
   PyObject *result = NULL;
-  if (exchange(r, ch, deadline) && read_answer(ch, &a)) {
+  if (exchange(r, ch, budget) && read_answer(ch, &a)) {
     queue_log(r, &a);
     if (ch->result == RESULT_OK) {
       result = Py_BuildValue("(IOy#)", id, ch->batch ? Py_True : Py_False, a.bytes[0],
@@ -399,7 +420,7 @@ static PyMethodDef remote_methods[] = {
 };
 
 static PyType_Slot remote_slots[] = {
-    {Py_tp_doc, "Remote(memory, pidfd, log): a worker process, seen from its host."},
+    {Py_tp_doc, "Remote(memory, pid, pidfd, log): a worker process, seen from its host."},
     {Py_tp_new, remote_new},
     {Py_tp_dealloc, remote_dealloc},
     {Py_tp_methods, remote_methods},

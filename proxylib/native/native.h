@@ -76,6 +76,13 @@ struct guard *guard_begin(int64_t budget);
  * interrupted; its result is to be thrown away then. */
 bool guard_end(struct guard *guard);
 
+/* Whether a task that has `used` so much processor time in so much time on the clock
+ * would have wanted more; `stat`: its file in /proc. */
+bool task_starved(const char *stat, int64_t used, int64_t wall);
+
+/* What a starved task gets at most: so many budgets. */
+#define STARVED_MOST 8
+
 /* Starts the watchdog; adds its functions to the module. False with a Python error. */
 bool guard_start(PyObject *module);
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT = 20.0
+START_TIMEOUT = 10.0
 """Seconds that a worker has to start Python, import its parser and hear of its policy."""
 
 
@@ -103,7 +103,7 @@ class Worker:
                 pass_fds=[memory],
             )
             pidfd = os.pidfd_open(process.pid)
-            remote = proxylib_native.Remote(memory, pidfd, self._log)
+            remote = proxylib_native.Remote(memory, process.pid, pidfd, self._log)
         finally:
             os.close(memory)
             if pidfd >= 0:

@@ -22,7 +22,7 @@ from tests.native.services import LogSocket, PolicyServer, network_policy, wait_
 ENDPOINT = "10.9.9.9"
 """What the policy and the log call the server."""
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Echo:

@@ -29,7 +29,7 @@ SHARED_BYTES: int
 class Remote:
     """A worker process, seen from its host (native/isolate.c)."""
 
-    def __init__(self, memory: int, pidfd: int, log: object | None, /) -> None: ...
+    def __init__(self, memory: int, pid: int, pidfd: int, log: object | None, /) -> None: ...
     def open(self, request: bytes, budget: int, /) -> tuple[int, bool, bytes] | None:
         """Have the worker open a connection: what it is called there, whether its parser
         answers in batches, and what the worker says of it; None if it refuses.
