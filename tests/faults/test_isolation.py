@@ -104,10 +104,8 @@ def test_the_worst_costs_the_connections_of_its_process(running: Running, word: 
             # Once only: who asked first hears how it ended.
             client = address(each)
             (status,) = wait_for(lambda c=client: running.statuses(c, since), "the log")
-            assert re.match(
-                rf"Panic: the process of parser 'fault.worst' ({WORST[word][1]}|was killed|gave no)",
-                status,
-            ), status
+            ends = f"({WORST[word][1]}|was killed|gave no)"
+            assert re.match(f"Panic: the process of parser 'fault.worst' {ends}", status), status
         assert lines_of(running, address(connection))[-1:] == [f"good-{word.decode()}"]
         wait_for(lambda: serves(running), "the next process")
     assert good.lost + other.lost == []
@@ -129,7 +127,9 @@ def test_traffic_passes_if_the_operator_says_so(running: Running) -> None:
         assert receive(neighbour, b"!exit\n") == b"!exit\n"
         for each in (connection, neighbour):
             status = running.wait_status(address(each), "the log", since)
-            assert status.startswith("Passed unparsed from here on: Panic: the process of parser")
+            assert status.startswith(
+                "Passed unparsed from here on: Panic: the process of parser"
+            ), status
         with running.connect("observed") as fresh:
             fresh.sendall(b"new\n")
             assert receive(fresh, b"new\n") == b"new\n"
