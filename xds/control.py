@@ -206,18 +206,13 @@ class ControlServer:
 
     @property
     def server(self) -> DiscoveryServer:
-        """Who serves it, to be asked about subscribers."""
+        """Who serves it: to be asked about subscribers, and given Envoy's resources (xds.ads)."""
         return self._server
 
     @property
     def engine(self) -> Engine:
         """What is in force, to be asked; `change` and `set_documents` change it."""
         return self._engine
-
-    @property
-    def discovery(self) -> DiscoveryServer:
-        """The server of the streams, for whoever publishes Envoy's own resources (xds.ads)."""
-        return self._server
 
     @property
     def loaded(self) -> Loaded:

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     control = ControlServer(
         node.xds_path, [folder / "policy.yaml"], folder / "endpoints.yaml", watch_files=True
     )
-    control.discovery.publish(build(node, redirects, [upstream]))
+    control.server.publish(build(node, redirects, [upstream]))
     with control:
         print("ready", flush=True)
         while True:

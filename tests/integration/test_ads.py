@@ -112,14 +112,14 @@ class Node:
         return build(replace(self.config, **changes), redirects, [servers])
 
     def publish(self, built: Built) -> None:
-        self.control.discovery.publish(built)
+        self.control.server.publish(built)
 
     def settled(self) -> bool:
-        discovery = self.control.discovery
+        discovery = self.control.server
         return discovery.wait(discovery.revision, PATIENCE, types=[CLUSTER, LISTENER])
 
     def status(self, url: str) -> StreamStatus:
-        (found,) = (s for s in self.control.discovery.streams() if s.type_url == url)
+        (found,) = (s for s in self.control.server.streams() if s.type_url == url)
         return found
 
     def allow(self, cmd: str) -> None:
@@ -157,7 +157,7 @@ def running(folder: Path, droid: Address, incremental: bool) -> Iterator[Node]:
     )
     port = free_port()
     servers = Upstream("droids", ((HOST, droid.port),))
-    control.discovery.publish(build(node_config(folder), [redirect(droid, port)], [servers]))
+    control.server.publish(build(node_config(folder), [redirect(droid, port)], [servers]))
     with control, envoy(folder, incremental) as process:
         yield Node(folder, droid, port, control, process)
 
@@ -165,7 +165,7 @@ def running(folder: Path, droid: Address, incremental: bool) -> Iterator[Node]:
 @pytest.fixture(params=[False, True], ids=["sotw", "delta"])
 def node(request: pytest.FixtureRequest, folder: Path, droid: Address) -> Iterator[Node]:
     with running(folder, droid, request.param) as found:
-        assert found.settled(), found.control.discovery.streams()
+        assert found.settled(), found.control.server.streams()
         yield found
 
 
@@ -192,7 +192,7 @@ def test_a_listener_of_ours_judges(node: Node) -> None:
     with Connection(node.port) as client:
         assert client.ask(b"HALT") == b"HALT"
         assert client.ask(b"RESET") == b"ERROR"
-    statuses = node.control.discovery.streams()
+    statuses = node.control.server.streams()
     assert {s.type_url for s in statuses} >= {CLUSTER, LISTENER, ENDPOINTS}
     assert all(s.pending_since is None and not s.reason for s in statuses)
 
@@ -244,7 +244,7 @@ def test_a_refused_listener_leaves_the_last_good_one(node: Node) -> None:
     assert status.node_id == "node"
     assert status.refused == ("r2d3/ingress/to=droids",)
     assert status.nacked_version > status.acked_version
-    assert not node.control.discovery.wait(node.control.discovery.revision, 0.2)
+    assert not node.control.server.wait(node.control.server.revision, 0.2)
     with Connection(node.port) as client:
         assert client.ask(b"HALT") == b"HALT"
     rejected = node.stat("listener_manager.lds.update_rejected")
@@ -300,10 +300,10 @@ def test_reconnecting_changes_nothing(node: Node) -> None:
     with Connection(node.port) as client:
         assert client.ask(b"HALT") == b"HALT"
         updates = node.stat("listener_manager.lds.update_success")
-        node.control.discovery.stop()
+        node.control.server.stop()
         assert client.ask(b"HALT") == b"HALT"
         assert verdict(node.port, b"RESET") == b"ERROR", "the last policy stays in force"
-        node.control.discovery.start()
+        node.control.server.start()
         assert node.settled()
         assert client.ask(b"HALT") == b"HALT"
     assert node.stat("listener_manager.lds.update_success") == updates, "nothing was sent"
@@ -312,7 +312,7 @@ def test_reconnecting_changes_nothing(node: Node) -> None:
 
 def test_a_port_that_somebody_else_has_is_left_to_them(node: Node) -> None:
     """Envoy finds out; the redirect moves, and the ones beside it stay."""
-    discovery = node.control.discovery
+    discovery = node.control.server
     with socket.create_server((HOST, 0)) as somebody:
         taken: int = somebody.getsockname()[1]
         # They came between our look and Envoy's.
