@@ -122,6 +122,9 @@ class Replies:
             return
         if not owed[0].tunnel:
             raise BadMessage("a switch of protocols that nobody asked for")
+        if len(self._state.pending) > 1:
+            # The client has not waited, and its 400 has no turn any more.
+            raise BadMessage("a WebSocket to a client that has said something else meanwhile")
         self._log(reply, owed)
         self._pass_head(reply, 0, ops)
         ops += PASS, limits.MAX_OP_BYTES

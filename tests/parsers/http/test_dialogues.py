@@ -196,9 +196,11 @@ def test_a_websocket_that_the_server_declines() -> None:
 
 
 def test_nothing_may_follow_a_request_for_a_websocket_before_its_answer() -> None:
-    outcome = talk(("client", WEBSOCKET + GET), ("server", SWITCH))
-    assert outcome.to_server == WEBSOCKET
-    assert len(errors(outcome.log)) == 1
+    outcome = talk(("client", WEBSOCKET + GET), ("server", SWITCH), ("client", PRIVATE))
+    assert (outcome.to_server, outcome.to_client, outcome.closed) == (WEBSOCKET, b"", True)
+    outcome = talk(("client", WEBSOCKET + GET), ("server", OK), ("client", PRIVATE))
+    assert (outcome.to_server, outcome.to_client) == (WEBSOCKET, OK + BAD_REQUEST)
+    assert outcome.closed
 
 
 @pytest.mark.parametrize(
