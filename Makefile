@@ -43,7 +43,7 @@ lock: setup  ## pin the newest dependencies in requirements.lock
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock setup.py
 	rm -rf proxylib.egg-info
 
-fuzz: setup  ## fuzz each parser for FUZZ_SECONDS (60)
+fuzz: setup  ## fuzz each parser and the policy reader for FUZZ_SECONDS (60)
 	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 soak: setup  ## 1,000 panics, 100,000 connections: memory stays flat

@@ -6,8 +6,10 @@ costs time in proportion to its length and no more.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 
 import re2
@@ -35,7 +37,7 @@ _MAX_PROGRAM = 1 << 20
 instructions, which take ten milliseconds to make. A rule needs a hundred."""
 
 _MAX_INSTRUCTIONS = _MAX_PROGRAM // 24
-"""About so many RE2 makes of that."""
+"""About so many RE2 makes of that; a regex that is too large costs as much."""
 
 
 def _options(max_mem: int = _MAX_MEM) -> re2.Options:
@@ -46,28 +48,60 @@ def _options(max_mem: int = _MAX_MEM) -> re2.Options:
     return options
 
 
-work: Counter[str] = Counter()
-"""``instructions``: how many `check` has compiled so far, for budgets over many regexes."""
+@dataclass(slots=True)
+class Budget:
+    """What the regexes of one source may come to, in RE2 instructions."""
+
+    instructions: int = 4_000_000
+    """So many take two seconds to make; ten thousand rules need some hundred thousand."""
+
+
+_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
+
+
+@contextmanager
+def spending(budget: Budget) -> Iterator[None]:
+    """What `check` compiles in this block is paid from `budget`."""
+    token = _budget.set(budget)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
 
 
 @lru_cache(maxsize=4096)
-def _compile(pattern: str) -> None:
-    # One that is too large costs as much as the largest.
-    work["instructions"] += _MAX_INSTRUCTIONS
-    size = re2.compile(pattern.encode(), _options(_MAX_PROGRAM)).programsize
-    work["instructions"] += size - _MAX_INSTRUCTIONS
-
-
-def check(key: str, pattern: str) -> None:
-    """Raise RuleError if `pattern` is not an RE2 regex, or its program is too large."""
-    if len(pattern) > MAX_PATTERN:
-        raise RuleError(key, pattern[:80], f"longer than {MAX_PATTERN} characters")
+def _program(pattern: str) -> int | RuleError:
+    """The size of a pattern's program, or why it has none."""
     try:
-        _compile(pattern)
+        return int(re2.compile(pattern.encode(), _options(_MAX_PROGRAM)).programsize)
     except re2.error as error:
         reason = error.args[0] if error.args else error
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise RuleError(key, pattern, f"not a valid RE2 regex: {text}") from error
+        return RuleError("", pattern, f"not a valid RE2 regex: {text}")
+
+
+def check(key: str, pattern: str) -> None:
+    """Raise RuleError if `pattern` is not an RE2 regex, or its program is too large.
+
+    Also if that of the block's `spending` is spent, before anything is compiled.
+    """
+    if len(pattern) > MAX_PATTERN:
+        raise RuleError(key, pattern[:80], f"longer than {MAX_PATTERN} characters")
+    budget = _budget.get()
+    if budget is not None and budget.instructions < 0:
+        raise RuleError(key, pattern, _SPENT)
+    found = _program(pattern)
+    size = found if isinstance(found, int) else _MAX_INSTRUCTIONS
+    if budget is not None:
+        budget.instructions -= size
+    if isinstance(found, RuleError):
+        raise RuleError(key, pattern, found.reason)
+
+
+_SPENT = (
+    "the regexes of this file are too large together; write them without counted repetitions "
+    "of classes such as \\pL{1,100}, or split the file"
+)
 
 
 def searcher(patterns: Iterable[str]) -> Test:

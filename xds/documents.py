@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from proxylib.regex import spending
 from xds import cilium, kubernetes, model
 from xds.policy import Policy
 from xds.quarantine import load_quarantined
@@ -98,4 +99,5 @@ def load_document(document: Document) -> list[Policy]:
         known = f"known: {', '.join(KINDS)}"
         message = f"unknown kind {kind!r} ({known})" if kind else f"'kind' is required ({known})"
         raise DocumentError([document.problem(("kind",), message)])
-    return load(document)
+    with spending(document.budget):
+        return load(document)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-from proxylib import regex
 from proxylib.errors import PolicyError, RegistrationError, RuleError
 from proxylib.parser import ParserFactory
 from proxylib.registry import get_parser_factory, parser_names
@@ -14,11 +13,6 @@ from xds.source import Document, Problem
 from xds.yamltext import Path
 
 _DIRECTIONS = ("ingress", "egress")
-
-_TOO_MUCH = (
-    "the regexes of this file are too large together; write them without counted repetitions "
-    "of classes such as \\pL{1,100}, or split the file"
-)
 
 
 def find_parser(name: str) -> ParserFactory:
@@ -70,18 +64,12 @@ def _items_problems(
         pairs = {key: value or "" for key, value in item.items()}
         if not all(isinstance(pair, str) for pair in pairs.values()):
             continue
-        if document.budget.instructions < 0:
-            yield document.problem(item_path, _TOO_MUCH)
-            return
-        before = regex.work["instructions"]
         try:
             factory.rule_class(cast("dict[str, str]", pairs))
         except RuleError as error:
             said = f"{error.value!r}: " if error.value else ""
             below = (*item_path, error.key) if error.key in item else item_path
             yield document.problem(below, f"{said}{error.reason}")
-        finally:
-            document.budget.instructions -= regex.work["instructions"] - before
 
 
 def _items(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from proxylib.errors import PolicyError
 from proxylib.rules import Regex
 from xds.endpoints import Endpoint
 from xds.fqdn import Fqdn
@@ -172,9 +173,10 @@ def _rule(rule: Rule) -> Iterator[Problem]:
 
 
 def _l7(l7: L7) -> Iterator[Problem]:
-    if l7.proto == "dns":
-        return
-    fields = find_parser(l7.proto).rule_class.fields
+    try:
+        fields = find_parser(l7.proto).rule_class.fields
+    except PolicyError:
+        return  # dns; http where Envoy's own filter judges
     for index, pairs in enumerate(l7.rules):
         for key, value in pairs:
             if value and isinstance(fields.get(key), Regex) and (says := _OPEN[open_ends(value)]):

@@ -15,6 +15,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from proxylib.errors import PolicyError
+from proxylib.regex import Budget
 from xds import yamltext
 from xds.yamltext import MAX_PROBLEMS, Node, Path
 
@@ -67,20 +68,11 @@ class DocumentError(PolicyError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-@dataclass(slots=True)
-class Budget:
-    """What may still be spent on the documents of one file."""
-
-    instructions: int = 4_000_000
-    """RE2 instructions that regexes come to; so many take two seconds to make, and ten
-    thousand rules need some hundred thousand."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
     """One YAML document: its plain value, and the nodes that know the places.
 
-    budget: shared by the documents of a file.
+    budget: of its regexes; the documents of a file share one.
     """
 
     file: str

@@ -25,7 +25,7 @@ TARGETS = sorted(path.name for path in CORPUS.iterdir() if path.is_dir())
 @click.option("--target", "targets", type=click.Choice(TARGETS), multiple=True, default=TARGETS)
 @click.option("--keep", type=click.Path(path_type=Path), default=Path("build/fuzz"))
 def main(seconds: int, targets: tuple[str, ...], keep: Path) -> None:
-    """Fuzz the parsers, one after the other."""
+    """Fuzz the parsers and the reader of policies, one after the other."""
     keep.mkdir(parents=True, exist_ok=True)
     failed = [target for target in targets if not _run_apart(target, seconds, keep)]
     if failed:

@@ -3,7 +3,8 @@
 An input is a dialogue: bursts that the marker separates, the client's first, then
 in turn the server's and the client's.  For every parser: nothing panics, and cuts
 do not matter.  For each also: what reaches the server holds only requests that
-the policy allows, read by a second reader.
+the policy allows, read by a second reader.  What is not fed to parsers is text: see
+documents.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest, OffsetComm
 from kafka.protocol.metadata import MetadataRequest
 
 from proxylib.testing import Outcome, check_chunking
+from tests.fuzz.documents import policy
 from tests.parsers.http.reading import requests_in
 
 MARKER = b"\n--\n"
@@ -160,5 +162,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "http": http,
     "kafka": kafka,
     "memcache": memcache,
+    "policy": policy,
     "r2d2": r2d2,
 }

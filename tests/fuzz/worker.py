@@ -6,7 +6,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["parsers", "proxylib"]):
+with atheris.instrument_imports(include=["parsers", "proxylib", "xds"]):
     import parsers.http
     import parsers.kafka
     import parsers.memcache

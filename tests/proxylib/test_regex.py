@@ -54,15 +54,18 @@ def test_hostile_pattern_is_linear() -> None:
     assert not test(b"a" * 200_000)
 
 
-def test_a_program_is_bounded_and_what_it_costs_is_counted() -> None:
-    before = regex.work["instructions"]
-    regex.check("k", "^counted-once$")
-    cost = regex.work["instructions"] - before
-    assert 0 < cost < 100
-    regex.check("k", "^counted-once$")
-    assert regex.work["instructions"] - before == cost
-    with pytest.raises(RuleError, match="pattern too large"):
-        regex.check("k", r"\pL{1,300}")
-    assert regex.work["instructions"] - before > 10_000
+def test_a_program_is_bounded_and_what_it_costs_is_paid() -> None:
+    budget = regex.Budget(instructions=50_000)
+    with regex.spending(budget):
+        regex.check("k", "^small$")
+        assert 49_900 < budget.instructions < 50_000
+        with pytest.raises(RuleError, match=r"^k: .*pattern too large"):
+            regex.check("k", r"\pL{1,300}")
+        regex.check("k", "^one more$")
+        with pytest.raises(RuleError, match="pattern too large"):
+            regex.check("k", r"\pL{1,300}")
+        with pytest.raises(RuleError, match="too large together"):
+            regex.check("k", "^small$")
+    regex.check("k", "^small$")
     with pytest.raises(RuleError, match="longer than 65536"):
         regex.check("k", "a" * 65537)

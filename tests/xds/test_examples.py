@@ -197,9 +197,6 @@ CASES = {
         monitoring > memcached 11211/TCP -> memcache
         jedi > memcached 11211/TCP -> memcache
         frontend > memcached 11211/TCP denied""",
-}
-
-HTTP_CASES = {
     "http-rule1": """
         prod > service 80/TCP -> http
         dev > service 80/TCP denied
@@ -219,7 +216,6 @@ HTTP_CASES = {
         ubuntu > remote 443/TCP denied
         ubuntu > kube-dns 53/UDP -> dns""",
 }
-"""Those with rules for HTTP."""
 
 
 def text(name: str) -> str:
@@ -286,11 +282,6 @@ def test_verdicts(names: str) -> None:
     check("\n---\n".join(map(text, names.split(" + "))), CASES[names])
 
 
-@pytest.mark.parametrize("name", HTTP_CASES)
-def test_verdicts_with_http(name: str) -> None:
-    check(text(name), HTTP_CASES[name])
-
-
 def test_the_misspelt_label_is_the_only_thing_wrong() -> None:
     """The text says fleet-maintenance, the document fleet-maintanence."""
     document = text("secure-rebel-alliance-memcache").replace("maintanence", "maintenance")
@@ -347,7 +338,7 @@ def test_local_redirects_are_no_policies(name: str) -> None:
 
 
 def test_every_example_has_its_case() -> None:
-    told = {name for names in (*CASES, *HTTP_CASES) for name in names.split(" + ")}
+    told = {name for names in CASES for name in names.split(" + ")}
     apart = {
         *("lock-down-ingress-worker-node", "misnested-empire-cassandra"),
         *("node-local-dns", "lrp-addr", "lrp-svc"),

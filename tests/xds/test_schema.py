@@ -12,8 +12,7 @@ import parsers.kafka
 import parsers.memcache
 import parsers.r2d2  # noqa: F401 - they register their parsers
 from tests.xds.conftest import EXAMPLES
-from tests.xds.test_examples import CASES, HTTP_CASES
-from xds import model
+from tests.xds.test_examples import CASES
 from xds.schema import document_schema
 from xds.source import read_documents
 
@@ -37,12 +36,6 @@ def test_it_is_a_schema() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_fit(name: str) -> None:
-    assert errors(example(name)) == []
-
-
-@pytest.mark.skipif("http" in model.REFUSED, reason="HTTP rules are refused still")
-@pytest.mark.parametrize("name", sorted(HTTP_CASES))
-def test_examples_with_http_fit(name: str) -> None:
     assert errors(example(name)) == []
 
 
