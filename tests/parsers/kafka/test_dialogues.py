@@ -475,6 +475,55 @@ def test_malformed_requests_close(open_host: OpenHost, data: bytes) -> None:
     assert text_log(host)[-1][1]["status"].startswith("Parser error: ")
 
 
+def tagged(tags: bytes, *, topic: bytes = b"msgs") -> bytes:
+    """A Fetch of version 12 for `topic` and then msgs, with tagged fields in between."""
+    sent = fetch(12, topic, b"msgs", SessionEpoch=-1)
+    second = sent.index(b"\x05msgs", sent.index(bytes((len(topic) + 1,)) + topic) + 1)
+    return framed(sent[4 : second - 1] + tags + sent[second:])
+
+
+EMPTY_TAGS = b"\xa0\x8d\x06" + b"\x07\x00" * 100_000
+HUGE_TAG = b"\x01\x07\xff\xff\xff\xff\x0f"
+
+
+def test_tagged_fields_are_stepped_over(open_host: OpenHost) -> None:
+    """However many there are: what is behind them is judged."""
+    host = open_host("kafka", CONSUME)
+    for tags in (b"\0", b"\1\x63\2hi", b"\2\x63\0\x64\3abc", EMPTY_TAGS):
+        assert host.client(tagged(tags)) == tagged(tags)
+    assert host.client(tagged(b"\1\x63\2hi", topic=b"x")) == b""
+    assert not host.closed
+
+
+@pytest.mark.parametrize("tags", [EMPTY_TAGS, HUGE_TAG, b"\xff\xff\xff\xff\x0f\x07\0"])
+def test_endless_tagged_fields_of_a_denied_request_close(open_host: OpenHost, tags: bytes) -> None:
+    host = open_host("kafka", CONSUME)
+    assert _until_closed(host, tagged(tags, topic=b"secret"), reply=False) == b""
+    assert text_log(host)[-1][1]["status"].startswith("Parser error: ")
+
+
+def test_tagged_fields_that_run_past_the_end_close(open_host: OpenHost) -> None:
+    host = open_host("kafka", CONSUME)
+    assert _until_closed(host, tagged(HUGE_TAG), reply=False) == b""
+    host = open_host("kafka", CONSUME)
+    host.client(request("Metadata", 12, Topics=None))
+    reply = response("Metadata", 12, Topics=[{"Name": b"msgs"}])
+    assert host.server(framed(reply[4:8] + HUGE_TAG + reply[9:])) == b""
+    assert host.closed
+
+
+@pytest.mark.parametrize("codec", range(1, 5))
+def test_records_are_not_opened(open_host: OpenHost, codec: int) -> None:
+    """Compressed or not, with whatever checksum: they are the broker's to read, and no bomb
+    goes off here."""
+    host = open_host("kafka", BOTH)
+    head = struct.pack(">qiiBIhi", 0, 1 << 30, 0, 2, 0xBAD, codec, 1 << 30)
+    sent = produce(9, b"msgs", records=head + b"\xff" * 2000)
+    assert host.client(sent) == sent
+    assert host.client(produce(9, b"other", records=head + b"\xff" * 2000)) == b""
+    assert not host.closed
+
+
 def _until_closed(host: AnyHost, data: bytes, *, reply: bool) -> bytes:
     feed = host.server if reply else host.client
     out = feed(data)
