@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Mapping
 from struct import Struct
 
+from parsers.memcache.clock import Clock
 from parsers.memcache.commands import MAX_KEY, OPCODES, UNKNOWN_OPCODE, Opcode
 from parsers.memcache.rule import KeyTest, key_tests
 from parsers.memcache.text import MAX_PENDING
@@ -74,13 +75,14 @@ def error_reply(opcode: int, opaque: int, status: int, text: bytes) -> bytes:
 class BinaryProtocol:
     """Both directions of one binary connection."""
 
-    __slots__ = ("_connection", "_last_byte", "_matcher", "_pending", "_quiet", "_tests")
+    __slots__ = ("_clock", "_connection", "_last_byte", "_matcher", "_pending", "_quiet", "_tests")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._matcher: Matcher | None = None
         self._tests: Mapping[str, KeyTest] = {}
         self._pending: deque[Owed] = deque()
+        self._clock = Clock(connection.monotonic_ns, self._pending)
         self._quiet = False
         """Whether quiet requests were sent since the last one with a certain reply."""
         self._last_byte = ""
@@ -88,6 +90,11 @@ class BinaryProtocol:
 
     def requests(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Judge the requests at the front of `data`."""
+        before = len(self._pending)
+        self._judge(end_stream, data, ops)
+        self._clock.requested(before)
+
+    def _judge(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         connection = self._connection
         if (matcher := connection.matcher) is not self._matcher:
             self._matcher = matcher
@@ -168,9 +175,12 @@ class BinaryProtocol:
         log = connection.log
         position, size = 0, len(data)
         need = 1
+        clock = self._clock
+        clock.start()
         if self._last_byte and data:
-            opcode = pending.popleft()[0]
-            log(_RESPONSE, {"opcode": opcode, "key": b"", "status": self._last_byte}, _PROTO)
+            latency = clock.latency()
+            opcode, status_text = pending.popleft()[0], self._last_byte
+            log(_RESPONSE, {"opcode": opcode, "key": b"", "status": status_text}, _PROTO, latency)
             self._last_byte = ""
             ops += (PASS, 1)
             position = 1
@@ -196,6 +206,7 @@ class BinaryProtocol:
                     return
                 position = end
                 continue
+            latency = 0
             text = (opcode in _READING and _READ.get(status)) or STATUS.get(status) or hex(status)
             if owed is not None and answers:
                 if owed[3]:
@@ -212,8 +223,9 @@ class BinaryProtocol:
                     if end - 1 == size:
                         ops += (MORE, 1)
                     return
+                latency = clock.latency()
                 pending.popleft()
-            log(_RESPONSE, {"opcode": opcode, "key": b"", "status": text}, _PROTO)
+            log(_RESPONSE, {"opcode": opcode, "key": b"", "status": text}, _PROTO, latency)
             ops += (PASS, end - position)
             if end > size:
                 return

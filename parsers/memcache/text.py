@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 
+from parsers.memcache.clock import Clock
 from parsers.memcache.commands import Reply
 from parsers.memcache.lines import Request, parse
 from parsers.memcache.replies import (
@@ -90,6 +91,7 @@ class TextProtocol:
     """Both directions of one text connection."""
 
     __slots__ = (
+        "_clock",
         "_connection",
         "_hits",
         "_matcher",
@@ -109,6 +111,7 @@ class TextProtocol:
         self._may_get: KeyTest = bool
         self._may_set: KeyTest = bool
         self._pending: deque[Owed] = deque()
+        self._clock = Clock(connection.monotonic_ns, self._pending)
         self._quiet = False
         """Whether quiet requests were sent since the last no-op."""
         self._hits = False
@@ -126,6 +129,11 @@ class TextProtocol:
 
     def requests(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Judge the requests at the front of `data`."""
+        before = len(self._pending)
+        self._judge(end_stream, data, ops)
+        self._clock.requested(before)
+
+    def _judge(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         connection = self._connection
         if (matcher := connection.matcher) is not self._matcher:
             self._use(matcher)
@@ -250,6 +258,8 @@ class TextProtocol:
 
     def replies(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Follow the replies at the front of `data`."""
+        clock = self._clock
+        clock.start()
         pending = self._pending
         log = self._connection.log
         position, size = 0, len(data)
@@ -299,8 +309,9 @@ class TextProtocol:
                     break
                 position = end
                 continue
+            latency = clock.latency()
             pending.popleft()
-            log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO)
+            log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO, latency)
             ops += (PASS, end - position)
             position = end
         if pending and pending[0][0] == DENIED:
@@ -381,8 +392,9 @@ class TextProtocol:
 
     def _settle(self, owed: Owed, status: bytes, position: int, end: int, ops: list[int]) -> int:
         """Pass the end of the reply that was owed."""
+        latency = self._clock.latency()
         self._pending.popleft()
-        self._connection.log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO)
+        self._connection.log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO, latency)
         return self._pass(position, end, ops)
 
     def _pass(self, position: int, end: int, ops: list[int]) -> int:

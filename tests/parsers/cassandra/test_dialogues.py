@@ -53,6 +53,17 @@ def test_allowed_and_denied(open_host: OpenHost, version: int) -> None:
     ]
 
 
+def test_how_long_replies_take() -> None:
+    host = Host("cassandra", OUTPOST)
+    for stream, moment in ((1, 100), (2, 250), (3, 400)):
+        host.connection.monotonic_ns = lambda moment=moment: moment
+        host.client(query(READ, 4, stream))
+    host.connection.monotonic_ns = lambda: 1000
+    host.server(wire.void(4, 3) + wire.void(4, 1))
+    replies = [entry for entry in host.log if entry.entry_type.name == "Response"]
+    assert [entry.latency for entry in replies] == [600, 900]
+
+
 def test_denied_amid_pipelined(open_host: OpenHost) -> None:
     host = outpost(open_host)
     good, bad = query(READ, 4, 1), query(SPY, 4, 2)

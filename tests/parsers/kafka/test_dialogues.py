@@ -475,6 +475,18 @@ def test_malformed_requests_close(open_host: OpenHost, data: bytes) -> None:
     assert text_log(host)[-1][1]["status"].startswith("Parser error: ")
 
 
+def test_how_long_replies_take() -> None:
+    host = Host("kafka", CONSUME)
+    for number, moment in enumerate((100, 250)):
+        host.connection.monotonic_ns = lambda moment=moment: moment
+        host.client(fetch(11, b"msgs", correlation=number, SessionEpoch=-1))
+        host.client(fetch(11, b"no", correlation=9, SessionEpoch=-1))
+    host.connection.monotonic_ns = lambda: 1000
+    host.server(response("Fetch", 11, 0) + response("Fetch", 11, 1))
+    replies = [entry for entry in host.log if entry.entry_type.name == "Response"]
+    assert [entry.latency for entry in replies] == [900, 750]
+
+
 def tagged(tags: bytes, *, topic: bytes = b"msgs") -> bytes:
     """A Fetch of version 12 for `topic` and then msgs, with tagged fields in between."""
     sent = fetch(12, topic, b"msgs", SessionEpoch=-1)
