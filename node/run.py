@@ -81,6 +81,8 @@ class ProxyConfig:
     envoy_log_level: str = "warning"
     egress: bool = False
     watch: bool = True
+    sandbox: Mapping[str, object] = field(default_factory=dict)
+    """Keys of proxylib.sandbox.settings."""
     record: bootstrap.RecordConfig | None = None
     codec: bootstrap.Codec | None = None
     secrets: Path | None = None
@@ -170,6 +172,7 @@ class Proxy:
                             destination=str(upstream),
                             parser_modules=config.parser.modules,
                             record=config.record,
+                            sandbox=config.sandbox,
                             secrets_path=config.secrets and config.secrets.absolute(),
                         ),
                         listen=listen,

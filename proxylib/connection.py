@@ -67,7 +67,6 @@ class Connection:
         "instance",
         "log",
         "monotonic_ns",
-        "on_error",
         "open_audit_log",
         "panicked",
         "parser",
@@ -127,7 +126,6 @@ class Connection:
         self.open_audit_log: Callable[[], LogStream] | None = None
         """Opens the log of what would be denied without audit mode; None: `log` is it."""
         self.settings = settings
-        self.on_error = settings.on_error
         self.budget = _nanoseconds(settings.time_budget or limits.TIME_BUDGET)
         """Nanoseconds that a call into the parser may take."""
         self.breaker = breaker_of(parser_name)
@@ -293,6 +291,13 @@ class Connection:
             self.fail(f"Panic: {describe(error)}")
             self.count_panic()
         return FilterResult.PARSER_ERROR
+
+    @property
+    def on_error(self) -> OnError:
+        """What becomes of the connection if its parser fails now."""
+        if self.settings.on_error is not None:
+            return self.settings.on_error
+        return OnError.CLOSE if self.decision.would is None else OnError.PASS_THROUGH
 
     def fail(self, status: str) -> None:
         """Log why the parser has failed, and prepare what `on_error` asks for."""

@@ -162,7 +162,9 @@ class Instance:
         if not connection.breaker.admits():
             return self.without_parser(connection)
         result = connection.create(factory)
-        return connection if result == FilterResult.OK else result
+        if result == FilterResult.PARSER_ERROR:
+            connection.unparsed = connection.on_error == OnError.PASS_THROUGH
+        return connection if result == FilterResult.OK or connection.unparsed else result
 
     def connection(
         self,

@@ -14,6 +14,7 @@ from node.envoy import LOG_LEVELS
 from node.errors import NodeError, UsageError, exit_status
 from node.stopping import Stopped, stop_on_signals
 from proxylib.errors import ProxylibError
+from proxylib.sandbox.settings import ISOLATIONS, ON_ERROR
 
 if TYPE_CHECKING:
     from node.bootstrap import Codec, RecordConfig
@@ -130,6 +131,26 @@ _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
     show_default=True,
     help="Take up edits of the policy and endpoints files while running.",
 )
+@click.option(
+    "--isolation",
+    default="none",
+    show_default=True,
+    type=click.Choice(ISOLATIONS),
+    help="Run the parser in a process of its own: a crash of it closes its connections and "
+    "nothing else, for some microseconds more per chunk.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(list(ON_ERROR)),
+    help="What becomes of a stream that the parser fails on [default: close; pass-through "
+    "where the policy is in audit mode].",
+)
+@click.option(
+    "--time-budget",
+    metavar="SECONDS",
+    type=click.FloatRange(0.001, 60),
+    help="Longest call into the parser, which is interrupted then [default: the parser's, 0.1].",
+)
 def command(
     parser: str,
     listen: Address,
@@ -147,6 +168,9 @@ def command(
     as_json: bool,
     egress: bool,
     watch: bool,
+    isolation: str = "none",
+    on_error: str | None = None,
+    time_budget: float | None = None,
     record: RecordConfig | None = None,
 ) -> None:
     """Put PARSER between clients and a server: Envoy, policies and the log, in one command.
@@ -180,6 +204,9 @@ def command(
             "give --metrics to 'proxylib accesslog'"
         )
 
+    chosen = {"isolation": isolation, "on_error": on_error, "time_budget": time_budget}
+    sandbox = {key: value for key, value in chosen.items() if value not in (None, "none")}
+
     def show(event: Event) -> None:
         console.event(event.kind, event.message, event.data, event.role)
 
@@ -203,6 +230,7 @@ def command(
                 secrets=secrets,
                 egress=egress,
                 watch=watch,
+                sandbox=sandbox,
                 record=record,
             )
             with (

@@ -31,7 +31,6 @@ bool connection_init(struct connection *c, PyObject *object) {
   bool ok = false;
   c->batch = get_number(object, "batch") > 0;
   c->budget = get_number(object, "budget");
-  c->on_error = (enum on_error)get_number(object, "on_error");
   if (get_number(object, "unparsed") > 0) c->settled[0] = c->settled[1] = OP_PASS;
   PyObject *remote = get(object, "remote");
   if (remote && remote != Py_None) {
@@ -222,6 +221,13 @@ bool connection_op(const struct connection *c, Py_ssize_t i, int64_t *value) {
   return true;
 }
 
+enum on_error connection_on_error(struct connection *c) {
+  if (c->on_error) return c->on_error;
+  int64_t value = get_number(c->object, "on_error");
+  if (value < 0) python_print_error("what becomes of a stream that cannot be parsed");
+  return value < 0 ? ON_ERROR_CLOSE : (enum on_error)value;
+}
+
 /* Where connection_run is in its input. */
 struct progress {
   size_t total, offset; /* all of it; what the ops so far use up */
@@ -264,7 +270,9 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
       at->injected += n;
     } else {
       if (n != ERROR_CLOSE) misbehaved(c, "the stream cannot be parsed", op, n);
-      if (n != ERROR_CLOSE && c->on_error != ON_ERROR_CLOSE) return RESULT_PARSER_ERROR;
+      if (n != ERROR_CLOSE && connection_on_error(c) != ON_ERROR_CLOSE) {
+        return RESULT_PARSER_ERROR;
+      }
       at->terminal = true;
     }
     if (!op_append(out, op, n)) return RESULT_UNKNOWN_ERROR;
@@ -276,8 +284,9 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
 /* What becomes of a stream whose parser has failed, which has been logged. */
 static enum filter_result settle(struct connection *c, bool reply, enum filter_result result,
                                  bool terminal, struct op_list *out) {
-  if (c->on_error == ON_ERROR_CLOSE || (c->on_error == ON_ERROR_DENY && reply)) return result;
-  c->settled[reply] = c->on_error == ON_ERROR_PASS ? OP_PASS : OP_DROP;
+  enum on_error on_error = connection_on_error(c);
+  if (on_error == ON_ERROR_CLOSE || (on_error == ON_ERROR_DENY && reply)) return result;
+  c->settled[reply] = on_error == ON_ERROR_PASS ? OP_PASS : OP_DROP;
   c->settled[!reply] = OP_PASS;
   if (terminal) return RESULT_OK;
   return op_append(out, c->settled[reply], limits.max_op_bytes) ? RESULT_OK : RESULT_UNKNOWN_ERROR;

@@ -243,7 +243,7 @@ static void on_death(struct filter *f) {
   if (f->dead || !f->open || c->settled[0]) return;
   python_enter();
   remote_died(c);
-  bool goes_on = c->on_error == ON_ERROR_PASS;
+  bool goes_on = connection_on_error(c) == ON_ERROR_PASS;
   struct bytes held[2] = {0};
   if (goes_on) {
     c->settled[0] = c->settled[1] = OP_PASS;

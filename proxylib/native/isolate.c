@@ -52,7 +52,7 @@ struct channel {
   uint64_t len;        /* of the request in `area` */
   /* The answer; `area` has the ops, the injected bytes, the log entries. */
   int32_t result;
-  uint8_t panicked, batch;
+  uint8_t panicked, batch, on_error;
   uint64_t n_ops, injected[2], logged;
   char area[AREA];
 };
@@ -268,6 +268,7 @@ enum filter_result remote_run(struct connection *c, bool reply, bool end_stream,
   } else {
     result = ch->result == RESULT_OK ? RESULT_OK : RESULT_PARSER_ERROR;
     bool panicked = ch->panicked;
+    if (result != RESULT_OK && ch->on_error <= ON_ERROR_PASS) c->on_error = ch->on_error;
     queue_log(r, &a);
     if (!take_answer(c, &a)) {
       PyErr_Clear();
@@ -532,6 +533,7 @@ static void serve_data(struct channel *ch) {
   if (result != RESULT_OK) {
     PyObject *panicked = PyObject_GetAttrString(c->object, "panicked");
     ch->panicked = panicked == Py_True;
+    ch->on_error = (uint8_t)connection_on_error(c);
     Py_XDECREF(panicked);
   }
   PyErr_Clear();
@@ -540,7 +542,7 @@ static void serve_data(struct channel *ch) {
 
 static void serve_one(struct channel *ch, PyObject *open) {
   ch->n_ops = ch->injected[0] = ch->injected[1] = ch->logged = 0;
-  ch->panicked = ch->batch = 0;
+  ch->panicked = ch->batch = ch->on_error = 0;
   size_t len = 0;
   switch (ch->request) {
   case REQUEST_OPEN:

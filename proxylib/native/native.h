@@ -128,7 +128,7 @@ struct connection {
   PyObject *injected[2]; /* bytearrays: original direction, reply direction */
   int64_t budget;        /* of one call, nanoseconds */
   enum op settled[2];    /* OP_PASS or OP_DROP: all that comes, without the parser */
-  enum on_error on_error;
+  enum on_error on_error; /* if another process has said so */
   bool batch;
   /* Of a parser in another process. */
   struct remote *remote; /* `object` keeps it alive */
@@ -176,6 +176,9 @@ bool connection_op(const struct connection *c, Py_ssize_t i, int64_t *value);
 
 /* Hands the current exception to Connection.panic, which logs it. */
 enum filter_result connection_panic(struct connection *c);
+
+/* What is to become of the connection if its parser fails now. */
+enum on_error connection_on_error(struct connection *c);
 
 void op_list_free(struct op_list *list);
 

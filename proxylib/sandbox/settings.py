@@ -30,7 +30,7 @@ class OnError(IntEnum):
 
 ISOLATIONS = ("none", "process")
 
-_ON_ERROR = {"close": OnError.CLOSE, "deny": OnError.DENY, "pass-through": OnError.PASS_THROUGH}
+ON_ERROR = {"close": OnError.CLOSE, "deny": OnError.DENY, "pass-through": OnError.PASS_THROUGH}
 
 _RANGES = {
     "time_budget": (0.001, 60, "seconds"),
@@ -43,7 +43,8 @@ _RANGES = {
 class Settings:
     """The sandbox of one redirect. None: as the parser's class says."""
 
-    on_error: OnError = OnError.CLOSE
+    on_error: OnError | None = None
+    """None: pass through where the policy is in audit mode, which only observes; else close."""
     time_budget: float | None = None
     """Seconds that one call into the parser may take."""
     breaker_panics: int = limits.BREAKER_PANICS
@@ -71,9 +72,9 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
 
     Raises ConfigError with the key and what it may be.
     """
-    chosen = values.get("on_error", "close")
-    if chosen not in _ON_ERROR:
-        raise ConfigError(f"on_error: {chosen!r} is none of {', '.join(_ON_ERROR)}")
+    chosen = values.get("on_error")
+    if chosen is not None and chosen not in ON_ERROR:
+        raise ConfigError(f"on_error: {chosen!r} is none of {', '.join(ON_ERROR)}")
     isolation = values.get("isolation", "none")
     if isolation not in ISOLATIONS:
         raise ConfigError(f"isolation: {isolation!r} is none of {', '.join(ISOLATIONS)}")
@@ -82,7 +83,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         if not least <= value <= most:
             raise ConfigError(f"{key}: {value!r} is not {least:g} to {most:g} {unit}")
     return Settings(
-        _ON_ERROR[chosen],
+        None if chosen is None else ON_ERROR[chosen],
         values.get("time_budget"),
         values.get("breaker_panics", limits.BREAKER_PANICS),
         values.get("breaker_period", limits.BREAKER_PERIOD),

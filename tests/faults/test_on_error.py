@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from proxylib import limits
 from proxylib.sandbox import OnError, Settings
 from proxylib.testing import Host
+from proxylib.testing.host import ENDPOINT, policy_map
 from tests.faults import misbehaving
 from tests.faults.envoy import Running, address, envoy, receive
 from tests.faults.misbehaving import TABLE, Factory
@@ -67,6 +69,21 @@ def test_pass_through(fault: str) -> None:
     assert status.startswith(PASSED)
 
 
+def test_where_a_policy_is_in_audit_mode_nothing_is_cut() -> None:
+    policy = policy_map("test.passer", None)
+    endpoint = policy.endpoints[ENDPOINT]
+    policy.endpoints[ENDPOINT] = replace(endpoint, audit=policy_map("r2d2", []).endpoints[ENDPOINT])
+    row = TABLE[0]
+    observed = Host(row.parser, factory=Factory(row), policy=policy)
+    assert observed.client(b"ok\n!\nmore\n") == b"ok\n!\nmore\n"
+    ((_, status),) = statuses(observed)
+    assert status.startswith(PASSED)
+    settings = Settings(OnError.CLOSE)
+    enforced = Host(row.parser, factory=Factory(row), policy=policy, settings=settings)
+    assert enforced.client(b"ok\n!\nmore\n") == b"ok\n"
+    assert enforced.closed
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     configs: dict[str, dict[str, object]] = {
@@ -79,6 +96,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         for posture in POSTURES
     }
     breaker = {"parser_modules": MODULE, "breaker_panics": 2, "breaker_period": 2}
+    configs["begins-badly"] = {
+        "parser": "fault.fails-to-begin",
+        "parser_modules": MODULE,
+        "on_error": "pass-through",
+    }
     configs["broken"] = {"parser": "fault.raises-base", **breaker}
     configs["observed"] = {
         "parser": "fault.raises-group",
@@ -129,6 +151,12 @@ def test_pass_through_in_envoy(running: Running, fault: str) -> None:
         connection.sendall(b"still\n")
         assert receive(connection, b"still\n") == b"still\n"
         assert running.wait_status(who, fault, since).startswith(PASSED)
+
+
+def test_a_parser_that_cannot_begin_lets_pass(running: Running) -> None:
+    with running.connect("begins-badly") as connection:
+        connection.sendall(b"!\n")
+        assert receive(connection, b"!\n") == b"!\n"
 
 
 def panic(running: Running, listener: str) -> tuple[str, int]:

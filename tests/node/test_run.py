@@ -565,6 +565,20 @@ def test_the_command_with_a_parser_file_that_panics(
     assert running.end() == 0
 
 
+def test_the_command_with_an_isolated_parser(
+    command: Callable[..., Command], echo: Address
+) -> None:
+    options = ("--isolation", "process", "--on-error", "pass-through", "--json")
+    running = command("run", "demos/fragile.py", "--listen", FREE, "--upstream", echo, *options)
+    with connect(CLIENT, address_of(running.event("ready"))) as client:
+        assert dialogue(client, b"one\n") == [b"one\n"]
+        assert dialogue(client, b"BOOM\n") == [b"BOOM\n"]
+        told = running.until(lambda item: "status" in item.get("fields", {}))
+        said = "Passed unparsed from here on: Panic: RuntimeError: I did not expect that"
+        assert told["fields"]["status"].startswith(said)
+    assert running.end() == 0
+
+
 def test_connections_of_a_starting_proxy_find_their_rules(
     echo: Address, tmp_path: Path, endpoints: Path
 ) -> None:

@@ -9,8 +9,8 @@ Pure functions: configuration in, Envoy's messages out.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -97,6 +97,8 @@ class FilterConfig:
     parser_modules: tuple[Path, ...] = ()
     record: RecordConfig | None = None
     secrets_path: Path | None = None
+    sandbox: Mapping[str, object] = field(default_factory=dict)
+    """Keys of proxylib.sandbox.settings: on_error, isolation, time_budget, ..."""
 
     def to_json(self) -> str:
         values: dict[str, object] = {
@@ -105,6 +107,7 @@ class FilterConfig:
             "access_log_path": str(self.access_log_path),
             "node_id": self.node_id,
             "ingress": self.ingress,
+            **self.sandbox,
         }
         if self.policy_name:
             values["policy_name"] = self.policy_name

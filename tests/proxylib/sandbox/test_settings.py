@@ -10,7 +10,7 @@ from proxylib.sandbox import DEFAULTS, OnError, Settings, parse_settings
 
 def test_nothing_chosen() -> None:
     assert parse_settings({"parser": "r2d2"}) == DEFAULTS
-    assert DEFAULTS.on_error == OnError.CLOSE
+    assert DEFAULTS.on_error is None
 
 
 def test_all_chosen() -> None:
