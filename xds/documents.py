@@ -14,7 +14,7 @@ from xds import cilium, kubernetes, model
 from xds.policy import Policy
 from xds.quarantine import load_quarantined
 from xds.shape import Shape
-from xds.source import Document, DocumentError, Problem
+from xds.source import Document, DocumentError, Problem, building
 
 KINDS: dict[str, Callable[[Document], list[Policy]]] = {
     "CiliumNetworkPolicy": cilium.network_policy,
@@ -49,7 +49,8 @@ def load_policies(documents: Iterable[Document]) -> list[Policy]:
     Raises DocumentError with the problems of all of them, a name used twice
     (in one kind and namespace) included.
     """
-    policies, problems = _load_all(documents, load_document)
+    with building():
+        policies, problems = _load_all(documents, load_document)
     if problems:
         raise DocumentError(problems)
     return policies

@@ -289,6 +289,9 @@ class EgressDenyRule(_Egress):
     toPorts: Optional[list[PortDenyRule]] = None
 
 
+RULES = (IngressRule, EgressRule, IngressDenyRule, EgressDenyRule)
+
+
 class SpecLabel(Shape):
     """A label of the rule itself, for finding it again."""
 

@@ -10,7 +10,7 @@ from xds.documents import load_document
 from xds.endpoints import Endpoint, load_endpoints, load_services
 from xds.policy import Policy
 from xds.services import ServiceTable
-from xds.source import Document, DocumentError, Place, Problem, read_documents
+from xds.source import Document, DocumentError, Place, Problem, building, read_documents
 
 T = TypeVar("T")
 
@@ -104,11 +104,12 @@ def _gather(
 def _load(documents: list[Document]) -> list[tuple[Document, list[Policy]]]:
     problems: list[Problem] = []
     loaded = []
-    for document in documents:
-        try:
-            loaded.append((document, load_document(document)))
-        except DocumentError as error:
-            problems += error.problems
+    with building():
+        for document in documents:
+            try:
+                loaded.append((document, load_document(document)))
+            except DocumentError as error:
+                problems += error.problems
     if problems:
         raise DocumentError(problems)
     return loaded
