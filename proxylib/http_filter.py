@@ -8,8 +8,9 @@ the request does not pass.
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from proxylib.connection import Connection
 from proxylib.errors import ConfigError
 from proxylib.hosts import HostMap
 from proxylib.http import DENIED_BODY, Header, HeaderEdits, log_fields
+from proxylib.http_headers import FRAMING
 from proxylib.http_path import normalize_path
 from proxylib.instance import Instance
 from proxylib.ops import EntryType
@@ -55,6 +57,24 @@ class Exchange:
             fields["grpc_status"] = str(grpc_status)
         latency = time.monotonic_ns() - self.started
         self.connection.log(EntryType.Response, fields, "http", latency)
+
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+_LOOKALIKES = frozenset(name.replace("-", "_").encode() for name in FRAMING if "-" in name)
+"""What CGI and WSGI servers take for the header with dashes."""
+
+
+def _ambiguity(fields: Mapping[str, Any]) -> str:
+    """What a server might read otherwise than we do; "" if there is nothing."""
+    path = fields["path"]
+    # Envoy has made it so; a listener whose options say otherwise must not be the gap.
+    if normalize_path(path) != path and (path, fields["method"]) != (b"*", b"OPTIONS"):
+        return "the path is not in its normal form"
+    if not _HOST.fullmatch(fields["host"]):
+        return "the Host is none, or several"
+    lookalike = next((name for name, _ in fields["headers"] if name in _LOOKALIKES), None)
+    return f"the header {lookalike.decode()} looks like another" if lookalike else ""
 
 
 _RESPONSE_FIELDS = ("protocol", "method", "scheme", "host", "path")
@@ -108,11 +128,9 @@ class HttpFilterConfig:
             return None, FORBIDDEN, (), (), DENIED_BODY
 
     def _judge(self, connection: Connection, fields: dict[str, Any]) -> Answer:
-        path = fields["path"]
-        # Envoy has made it so; a listener whose options say otherwise must not be the gap.
-        if normalize_path(path) != path and (path, fields["method"]) != (b"*", b"OPTIONS"):
-            refused = {**log_fields(fields), "reason": "the path is not in its normal form"}
-            connection.log(EntryType.Denied, refused, "http")
+        ambiguous = _ambiguity(fields)
+        if ambiguous:
+            connection.log(EntryType.Denied, {**log_fields(fields), "reason": ambiguous}, "http")
             return None, BAD_REQUEST, (), (), BAD_REQUEST_BODY
         verdict: object = connection.matcher(fields)
         logged = log_fields(fields, verdict)

@@ -27,6 +27,16 @@ struct stream {
 
 enum { NO_GRPC_STATUS = -1 };
 
+/* The first header of a name; null if there is none. */
+static envoy_buffer header(struct stream *s, int map, envoy_buffer name) {
+  envoy_buffer value = {NULL, 0};
+  size_t count;
+  if (!envoy_dynamic_module_callback_http_get_header(s->envoy, map, name, &value, 0, &count)) {
+    value = (envoy_buffer){NULL, 0};
+  }
+  return value;
+}
+
 /* -- the request ------------------------------------------------------------------------ */
 
 /* Envoy's header map as a tuple of pairs of bytes. `headers` was read without the GIL. */
@@ -111,8 +121,32 @@ static bool edit(struct stream *s, const struct verdict *v) {
   return true;
 }
 
+/* Whether a content type is gRPC's: application/grpc, alone or with a suffix or parameters. */
+static bool is_grpc(envoy_buffer type) {
+  static const char grpc[] = "application/grpc";
+  size_t n = sizeof grpc - 1;
+  if (!type.ptr || type.length < n || memcmp(type.ptr, grpc, n)) return false;
+  return type.length == n || strchr("+; ", type.ptr[n]);
+}
+
+#define HEADER(name, text) {name, sizeof name - 1, text, sizeof text - 1}
+
+/* An answer that a gRPC client understands: trailers only. Envoy's own would say status OK. */
+static void answer_grpc(struct stream *s, int status) {
+  envoy_header denied[] = {HEADER(":status", "200"), HEADER("content-type", "application/grpc"),
+                           HEADER("grpc-status", "7"), HEADER("grpc-message", "Access denied")};
+  envoy_header bad[] = {HEADER(":status", "200"), HEADER("content-type", "application/grpc"),
+                        HEADER("grpc-status", "3"), HEADER("grpc-message", "Bad request")};
+  envoy_dynamic_module_callback_http_send_response_headers(s->envoy, status == 403 ? denied : bad,
+                                                           sizeof bad / sizeof *bad, true);
+}
+
 static void answer(struct stream *s, int status, envoy_buffer body) {
   s->answered = true;
+  if (is_grpc(header(s, REQUEST_HEADERS, VIEW("content-type")))) {
+    answer_grpc(s, status);
+    return;
+  }
   envoy_dynamic_module_callback_http_send_response(s->envoy, (uint32_t)status, NULL, 0, body,
                                                    VIEW("proxylib"));
 }
@@ -143,15 +177,6 @@ HOOK(int, http_filter_request_headers)(envoy_filter envoy, void *filter, bool en
 
 /* -- the response ----------------------------------------------------------------------- */
 
-static envoy_buffer header(struct stream *s, int map, envoy_buffer name) {
-  envoy_buffer value = {NULL, 0};
-  size_t count;
-  if (!envoy_dynamic_module_callback_http_get_header(s->envoy, map, name, &value, 0, &count)) {
-    value = (envoy_buffer){NULL, 0};
-  }
-  return value;
-}
-
 /* A header's value as a number; `none` if it is not one of up to three digits. */
 static long number(envoy_buffer text, long none) {
   if (!text.ptr || text.length < 1 || text.length > 3) return none;
@@ -180,10 +205,9 @@ static void complete(struct stream *s) {
 HOOK(int, http_filter_response_headers)(envoy_filter envoy, void *filter, bool end) {
   (void)envoy;
   struct stream *s = filter;
-  envoy_buffer type = header(s, RESPONSE_HEADERS, VIEW("content-type"));
   s->status = number(header(s, RESPONSE_HEADERS, VIEW(":status")), 0);
   s->grpc_status = number(header(s, RESPONSE_HEADERS, VIEW("grpc-status")), NO_GRPC_STATUS);
-  s->grpc = type.ptr && type.length >= 16 && !memcmp(type.ptr, "application/grpc", 16);
+  s->grpc = is_grpc(header(s, RESPONSE_HEADERS, VIEW("content-type")));
   if (end || !s->grpc) complete(s);
   return HEADERS_CONTINUE;
 }

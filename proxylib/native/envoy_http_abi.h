@@ -29,6 +29,8 @@ HTTP_CALLBACK(bool, add_header, envoy_filter, int map, envoy_buffer name, envoy_
 HTTP_CALLBACK(bool, set_header, envoy_filter, int map, envoy_buffer name, envoy_buffer value);
 HTTP_CALLBACK(void, send_response, envoy_filter, uint32_t status, envoy_header *headers,
               size_t n_headers, envoy_buffer body, envoy_buffer details);
+HTTP_CALLBACK(void, send_response_headers, envoy_filter, envoy_header *headers, size_t n_headers,
+              bool end_stream);
 HTTP_CALLBACK(bool, filter_get_attribute_string, envoy_filter, int attribute, envoy_buffer *);
 /* The address at the other end of the connection, whatever the request says of it:
  * ip:port, or [ip6]:port. */

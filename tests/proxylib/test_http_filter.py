@@ -93,6 +93,19 @@ def test_a_path_that_is_not_normal_is_refused_whatever_the_rules(path: str) -> N
     assert world.log.entries[0][1]["reason"] == "the path is not in its normal form"
 
 
+@pytest.mark.parametrize("host", [b"h,j", b"h j", b"h/x", b"h:x", b"[::1", b"a@b"])
+def test_a_host_that_is_none_is_refused(host: bytes) -> None:
+    config = World({}).config
+    headers = ((b":path", b"/"), (b":method", b"GET"), (b":authority", host))
+    assert config.request(headers, CLIENT, SERVER, b"HTTP/1.1")[1] == 400
+
+
+def test_headers_that_look_like_framing_are_refused() -> None:
+    world = World({})
+    assert world.ask("GET", "/", (b"content_length", b"0"))[1] == 400
+    assert world.ask("GET", "/", (b"x_y", b"0"))[1] == 0
+
+
 def test_the_server_as_a_whole_is_a_path_of_options() -> None:
     assert World({}).ask("OPTIONS", "*")[1] == 0
     assert World({"path": "/.*"}).ask("OPTIONS", "*")[1] == 403
