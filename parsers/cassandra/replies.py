@@ -10,7 +10,6 @@ from __future__ import annotations
 from parsers.cassandra import frames
 from parsers.cassandra.compression import decompress
 from parsers.cassandra.frames import Body, Malformed, Opcode
-from parsers.cassandra.requests import loggable
 from parsers.cassandra.session import Asked, Kind, Session
 from proxylib import EntryType, ParserError
 
@@ -62,12 +61,16 @@ class Replies:
                 raise ParserError(f"a reply on stream {stream}: {error}") from error
         elif asked.kind == Kind.STARTUP and opcode in _STARTED:
             session.start(asked)
-        latency = session.now - session.sent.get(stream, session.now)
-        session.answered(stream)
+        latency = session.answered(stream)
         if asked.reading is not None:
             log = session.connection.log
-            for access in asked.reading.accesses:
-                log(_RESPONSE, {**loggable(access), "status": status}, "", latency)
+            for fields in asked.done:
+                log(
+                    _RESPONSE,
+                    fields if status == "OK" else {**fields, "status": status},
+                    "",
+                    latency,
+                )
         return True
 
     def _open(self, flags: int, data: bytes, start: int, have: int, length: int) -> Body:

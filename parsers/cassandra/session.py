@@ -46,6 +46,21 @@ class Asked(NamedTuple):
     version: int = 0
     """Of a STARTUP: what is in force once it succeeds."""
     compression: str = ""
+    done: tuple[Properties, ...] = ()
+    """The log's fields of a reply that all is well."""
+
+
+def asking(reading: Reading, kind: Kind | None = None) -> Asked:
+    """A request that does what was read. kind: None for what the reading makes it."""
+    if kind is None:
+        kind = Kind.PLAIN if reading.use is None else Kind.USE
+    done = tuple({**loggable(access), "status": "OK"} for access in reading.accesses)
+    return Asked(kind, reading, done=done)
+
+
+def loggable(access: Properties) -> Properties:
+    """The fields of an access's log entry."""
+    return {"error": access["error"]} if "error" in access else access
 
 
 class Session:
@@ -66,7 +81,8 @@ class Session:
         self.sent: dict[int, int] = {}
         """When the requests that are logged went on, by stream."""
         self.starting: Asked | None = None
-        self.prepared: dict[bytes, Reading] = {}
+        self.prepared: dict[bytes, Asked] = {}
+        """What an EXECUTE of an id asks for."""
         self.replying = 0
         """Bytes still to come of a reply that is cut over several segments."""
         self._waiting = 0
@@ -123,20 +139,21 @@ class Session:
             if asked.kind == Kind.PREPARE and asked.reading is not None:
                 wider = together([asked.reading, Reading(asked.reading.within(use))])
                 self._waiting += len(wider.accesses) - len(asked.reading.accesses)
-                self.asked[stream] = asked._replace(reading=wider)
+                self.asked[stream] = asking(wider, Kind.PREPARE)
 
-    def answered(self, stream: int) -> None:
-        """The reply to a request has been read."""
+    def answered(self, stream: int) -> int:
+        """The reply to a request has been read; returns how long it took, nanoseconds."""
         asked = self.asked.pop(stream)
-        self.sent.pop(stream, None)
         reading = asked.reading
-        if reading is not None:
-            self._waiting -= len(reading.accesses)
-            if asked.kind == Kind.USE and reading.use is not None:
-                self.uses.remove(reading.use)
-            self._loose.discard(stream)
-        if asked.kind == Kind.STARTUP:
-            self.starting = None
+        if reading is None:
+            if asked.kind == Kind.STARTUP:
+                self.starting = None
+            return 0
+        self._waiting -= len(reading.accesses)
+        if asked.kind == Kind.USE and reading.use is not None:
+            self.uses.remove(reading.use)
+        self._loose.discard(stream)
+        return self.now - self.sent.pop(stream)
 
     def start(self, asked: Asked) -> None:
         """STARTUP has succeeded."""
@@ -147,15 +164,15 @@ class Session:
     def remember(self, prepared_id: bytes, reading: Reading) -> None:
         """A statement was prepared."""
         self._forget(prepared_id)
-        self.prepared[prepared_id] = reading
+        self.prepared[prepared_id] = asking(reading)
         self._prepared_accesses += 1 + len(reading.accesses)
         while self._prepared_accesses > MAX_PREPARED:
             self._forget(next(iter(self.prepared)))
 
     def _forget(self, prepared_id: bytes) -> None:
-        reading = self.prepared.pop(prepared_id, None)
-        if reading is not None:
-            self._prepared_accesses -= 1 + len(reading.accesses)
+        asked = self.prepared.pop(prepared_id, None)
+        if asked is not None and asked.reading is not None:
+            self._prepared_accesses -= 1 + len(asked.reading.accesses)
 
     def answer(self, frame: bytes) -> None:
         """Send a reply of our own, at the next place where one can stand."""
