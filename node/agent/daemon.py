@@ -51,12 +51,12 @@ def run(config: AgentConfig) -> Iterator[Node]:
             socket_mode=0o600 if group is None else 0o660,
             socket_group=group,
         )
+        stack.callback(control.stop)
         repository = Repository(store, control)
         folder = None
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
         decisions = stack.enter_context(Decisions(config.access_log_path, registry, group=group))
-        stack.callback(control.stop)
         control.start()
         node = Node(config, repository, control, decisions, folder)
         stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))

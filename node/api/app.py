@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter
@@ -50,17 +51,28 @@ def make_app(node: Node, registry: CollectorRegistry) -> FastAPI:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """The schema that `problems.responses` refers to."""
+    """Have the OpenAPI document say what errors look like, in place of FastAPI's own shape."""
     make = app.openapi
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         document = make()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        if "ProblemDetails" not in schemas:
-            schemas["ProblemDetails"] = ProblemDetails.model_json_schema(
-                ref_template="#/components/schemas/{model}"
-            )
-            schemas["ProblemDetails"].pop("$defs", None)
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        template = "#/components/schemas/{model}"
+        schemas["ProblemDetails"] = ProblemDetails.model_json_schema(ref_template=template)
+        schemas["ProblemDetails"].pop("$defs", None)
+        errors = problems.responses(
+            HTTPStatus.BAD_REQUEST,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+        )
+        for path in document["paths"].values():
+            for operation in path.values():
+                if "422" in operation["responses"]:
+                    operation["responses"]["422"] = errors[422]
+                if "requestBody" in operation:
+                    operation["responses"] |= {str(n): body for n, body in errors.items()}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -36,11 +36,9 @@ POLL = 0.02
 DOCUMENTS: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "Policy documents, YAML or JSON; several are separated by `---`.",
-        "content": {
-            "application/yaml": {"schema": {"type": "string", "minLength": 1}},
-            "application/json": {"schema": {"type": "object"}},
-        },
+        "description": "Policy documents, YAML or JSON; several are separated by `---`. "
+        "Their schema is what `proxylib policy schema` prints.",
+        "content": {"application/yaml": {"schema": {}}, "application/json": {"schema": {}}},
     }
 }
 
