@@ -192,3 +192,64 @@ def test_the_option_wins_over_the_variable(agent: Agent, tmp_path: Path) -> None
     environment = {"PROXYLIB_SOCKET": str(tmp_path / "none")}
     result = CliRunner().invoke(cli, ["status", "--socket", path], env=environment)
     assert result.exit_code == 0
+
+
+def test_trace_by_the_agent_and_off_line(agent: Agent, tmp_path: Path) -> None:
+    policy, endpoints = tmp_path / "policy.yaml", tmp_path / "endpoints.yaml"
+    policy.write_text(r2d2())
+    endpoints.write_text(
+        "endpoints:\n"
+        "- {address: 10.0.0.1, labels: {app: r2d2}}\n"
+        "- {address: 10.0.0.2, labels: {role: jedi}}\n"
+    )
+    assert agent.cli("policy", "import", policy).exit_code == 0
+    agent.add_endpoint("10.0.0.1", "app=r2d2")
+    agent.add_endpoint("10.0.0.2", "role=jedi")
+    offline = ("--policy", policy, "--endpoints", endpoints)
+    to = ("--dst", "app=r2d2", "--dport", "4040/TCP")
+
+    def both(status: int, *arguments: str) -> str:
+        """What both print; it is the same."""
+        online = agent.cli("policy", "trace", *arguments, *to)
+        assert online.exit_code == status, online.output
+        assert agent.cli("policy", "trace", *arguments, *to, *offline).stdout == online.stdout
+        return online.stdout
+
+    allowed = both(0, "--src", "role=jedi", "--l7", "cmd=READ file=x")
+    assert "Final verdict: ALLOWED" in allowed
+    assert f"{policy}:11:" in allowed
+    denied = both(1, "--src", "10.0.0.2", "--l7", "cmd=HALT")
+    assert "the request matches none of r2d2: {cmd: READ}" in denied
+    assert denied.endswith("Final verdict: DENIED\n")
+    assert "nobody here has these labels" in both(1, "--src", "role=sith,x=y", "--ingress")
+    assert "DEPENDS on what is said" in both(0, "--src", "role=jedi")
+    assert "1 rules do not match" in both(1, "--src", "2", "--matched")
+    assert "Ingress" not in both(0, "--src", "10.0.0.2", "--egress")
+    as_json = json.loads(both(0, "--src", "role=jedi", "--l7", "cmd=READ", "--json"))
+    assert as_json["agrees"] is True
+    assert as_json["directions"][1]["steps"][0]["matched"] is True
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--dport", "http"),
+        ("--dport", "0"),
+        ("--dport", "80/ICMP"),
+        ("--dport", "4040", "--l7", "READ"),
+        ("--dport", "4040", "--http", "GET"),
+        ("--dport", "4040", "--l7", "cmd=READ", "--http", "GET /"),
+        ("--dport", "4040", "--header", "a: b"),
+        ("--dport", "4040", "--endpoints", "x"),
+        ("--dport", "4040", "--l7", "colour=red"),
+        ("--dport", "4040", "--parser", "http", "--l7", "path=/"),
+        ("--dport", "4040", "--src", "a b"),
+    ],
+)
+def test_trace_questions_that_make_no_sense(agent: Agent, arguments: tuple[str, ...]) -> None:
+    agent.put_policy(r2d2())
+    agent.add_endpoint("10.0.0.1", "app=r2d2")
+    agent.add_endpoint("10.0.0.2", "role=jedi")
+    result = agent.cli("policy", "trace", "--src", "role=jedi", "--dst", "app=r2d2", *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr
