@@ -4,14 +4,14 @@ set -eu
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
 
-generate() { python -m grpc_tools.protoc -I. --python_out="$1" --mypy_out="quiet:$1" proxylib/proto/*.proto; }
+generate() { python -m grpc_tools.protoc -I. --python_out="$1" --mypy_out="quiet:$1" proxylib/proto/*.proto xds/proto/*.proto; }
 
 if [ "${1:-}" = --check ]; then
     fresh=$(mktemp -d)
     trap 'rm -rf "$fresh"' EXIT
     generate "$fresh"
-    for made in "$fresh"/proxylib/proto/*; do
-        diff -u "proxylib/proto/${made##*/}" "$made" ||
+    for made in "$fresh"/*/proto/*; do
+        diff -u "${made#"$fresh/"}" "$made" ||
             { echo "generated code is out of date: run 'make proto'" >&2; exit 1; }
     done
 else

@@ -21,6 +21,7 @@ from xds.compilation import NETWORK_POLICY, NETWORK_POLICY_HOSTS, Resources
 from xds.endpoints import Endpoint, with_extra
 from xds.engine import Change, Changes, Engine
 from xds.identity import Identities
+from xds.labels import LabelSet
 from xds.lint import lint
 from xds.policy import Policy
 from xds.reading import Read, Reader, Source
@@ -30,6 +31,7 @@ from xds.services import ServiceTable
 from xds.source import DocumentError, Place, Problem, read_file
 from xds.store import SqliteStore
 from xds.subscription import StreamStatus
+from xds.world import Resource, resource
 
 _Sources: TypeAlias = tuple[Sequence[Source], Sequence[Source]]
 """Of policies, and of endpoints and services."""
@@ -118,8 +120,8 @@ class ControlServer:
         self._engine = Engine(self._identities, mode=mode)
         self._reader = Reader()
         self._endpoint_ids: dict[tuple[str, ...], int] = {}
-        self._policies: dict[int, bytes] = {}
-        self._hosts: dict[int, bytes] = {}
+        self._policies: dict[int, Resource] = {}
+        self._hosts: dict[int, Resource] = {}
         self._server = DiscoveryServer(socket_path, mode=socket_mode, group=socket_group)
         self._loaded = Loaded()
         self._revision = 0
@@ -201,13 +203,25 @@ class ControlServer:
         """
         with self._changing:
             changes = self._engine.change(change)
-            self._publish(changes, revision)
+            with self._lock:
+                self._publish(changes, revision)
             return changes
 
     @property
     def server(self) -> DiscoveryServer:
         """Who serves it: to be asked about subscribers, and given Envoy's resources (xds.ads)."""
         return self._server
+
+    def identities_changed(self, identities: Mapping[int, LabelSet | None]) -> None:
+        """Take up identities of other nodes; None: it is gone. For `EtcdStore.start`."""
+        self.change(Change(identities=identities))
+
+    def renumber(self, keys: Collection[str]) -> None:
+        """Give other numbers to label sets that have lost theirs. For `EtcdStore.start`."""
+        with self._changing:
+            changes = self._engine.renumber(keys)
+            with self._lock:
+                self._publish(changes)
 
     @property
     def engine(self) -> Engine:
@@ -261,9 +275,9 @@ class ControlServer:
                 raise
             with self._lock:
                 self._last_error = ""
-                self._publish(changes)
                 policies = [policy for each in read.policies.values() for policy in each]
-                self._loaded = Loaded(policies, endpoints, self._resources())
+                self._loaded = Loaded(policies, endpoints)
+                self._publish(changes)
             # Afterwards, because it looks at everything and holds nothing up.
             warnings = lint(policies, endpoints, read.services)
             with self._lock:
@@ -295,23 +309,23 @@ class ControlServer:
         for number in changes.removed:
             self._policies.pop(number, None)
         for number in changes.endpoints:
-            self._policies[number] = self._engine.resource(number)
+            self._policies[number] = resource(str(number), self._engine.resource(number))
         for identity in changes.hosts:
             hosts = self._engine.hosts(identity)
             self._hosts.pop(identity, None)
             if hosts is not None:
-                self._hosts[identity] = hosts
-        if self._server.publish(self._resources(), revision=revision):
-            self._revision += 1
-
-    def _resources(self) -> Resources:
-        return {
-            url: tuple(resource for _, resource in sorted(resources.items()))
-            for url, resources in (
+                self._hosts[identity] = resource(str(identity), hosts)
+        in_order = {
+            url: {item.name: item for _, item in sorted(items.items())}
+            for url, items in (
                 (NETWORK_POLICY, self._policies),
                 (NETWORK_POLICY_HOSTS, self._hosts),
             )
         }
+        bodies = {url: tuple(i.body for i in items.values()) for url, items in in_order.items()}
+        self._loaded = replace(self._loaded, resources=bodies)
+        if self._server.publish(in_order, revision=revision):
+            self._revision += 1
 
     def _endpoint_id(self, endpoint: Endpoint) -> int:
         return self._endpoint_ids.setdefault(endpoint.addresses, len(self._endpoint_ids) + 1)

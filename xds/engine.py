@@ -325,6 +325,13 @@ class Engine:
             self.work["selectors tried"] += self._peers.cache.work + self._selected.work - tried
             return changes
 
+    def renumber(self, keys: Collection[str]) -> Changes:
+        """Give other numbers to label sets, as text, whose numbers are not theirs any more."""
+        with self._lock:
+            self.identities.lose(keys)
+            found = {n: e for n, e in self._roster.endpoints.items() if str(e.labels) in keys}
+            return self.change(Change(endpoints=found))
+
     def expire(self) -> Changes:
         """Forget the identities that nobody has used for a while."""
         return self.change(Change())

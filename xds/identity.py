@@ -226,6 +226,13 @@ class Identities:
                     if labels in self._numbers:
                         self._idle[labels] = self._clock()
 
+    def lose(self, keys: Collection[str]) -> None:
+        """Forget the numbers of label sets, as text, that others have in the store now."""
+        with self._lock:
+            for labels in [labels for labels in self._numbers if str(labels) in keys]:
+                self._labels.pop(self._numbers.pop(labels), None)
+                self._idle.pop(labels, None)
+
     def expire(self) -> set[int]:
         """Give up what has not been used for the delay; the numbers that are gone.
 

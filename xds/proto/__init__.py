@@ -1,0 +1,1 @@
+"""Messages of others' protocols that only the control server speaks."""
