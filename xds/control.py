@@ -6,6 +6,7 @@ a change is in force whole, or nothing of it is and the errors say why.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,10 +37,15 @@ from xds.world import Resource, resource
 _Sources: TypeAlias = tuple[Sequence[Source], Sequence[Source]]
 """Of policies, and of endpoints and services."""
 
+_Stamps: TypeAlias = Mapping[Path, tuple[int, int, int]]
+
 _SUFFIXES = (".yaml", ".yml")
 
 _WATCH_DEBOUNCE_MS = 200
 """Changes that come together (an editor's, a directory copy) are one reload."""
+
+_WATCH_TURN_MS = 1000
+"""Longest wait for a change at a time."""
 
 _NO_FILE = f"no file in it ends in {' or '.join(_SUFFIXES)}; add one, or do not name the directory"
 
@@ -133,6 +139,7 @@ class ControlServer:
         self._on_error = on_error
         self._on_change = on_change
         self._watcher: threading.Thread | None = None
+        self._read_stamps: _Stamps = {}
         self._stop_watching = threading.Event()
 
     def start(self) -> Sequence[Problem]:
@@ -347,6 +354,7 @@ class ControlServer:
         watched = [path.absolute() for path in (*self._policy_paths, self._endpoints_path) if path]
         # Directories, because editors and Kubernetes replace files rather than write them.
         directories = {path if path.is_dir() else path.parent for path in watched}
+        read: _Stamps | None = self._read_stamps
         try:
             for changes in watch(
                 *directories,
@@ -354,12 +362,27 @@ class ControlServer:
                 debounce=_WATCH_DEBOUNCE_MS,
                 recursive=False,
                 raise_interrupt=False,
+                rust_timeout=_WATCH_TURN_MS,
+                yield_on_timeout=True,
             ):
-                if any(_concerns(Path(name), watched) for _, name in changes):
+                # The first turn is the first moment at which no edit is missed any more.
+                missed = read is not None and self._stamps() != read
+                read = None
+                if missed or any(_concerns(Path(name), watched) for _, name in changes):
                     self._reload_watched()
         except OSError as error:
             # The system's limit of watches, or a directory that has gone.
             self._watch_failed(ConfigError(f"files are no longer watched: {error}"))
+
+    def _stamps(self) -> _Stamps:
+        """What tells whether a file is another one than before."""
+        found = {}
+        for path in filter(None, (*self._policy_paths, self._endpoints_path)):
+            with contextlib.suppress(OSError):
+                for file in (path, *(path.iterdir() if path.is_dir() else ())):
+                    status = file.stat()
+                    found[file] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        return found
 
     def _reload_watched(self) -> None:
         try:

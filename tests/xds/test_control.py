@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import watchfiles
 
 from proxylib.errors import ConfigError, ProxylibError
 from proxylib.hosts import HostMap, compile_hosts
@@ -318,7 +320,7 @@ def test_watch_takes_up_edits_and_reports_bad_ones(
             return eventually(attempt)
 
         assert edited(POLICY.replace("HALT", "RESET"), lambda: control.status().revision == 2)
-        assert seen.changes
+        assert eventually(lambda: bool(seen.changes))
         assert edited("spec: [", lambda: bool(seen.errors))
         assert "not valid YAML" in str(seen.errors[0])
         assert edited("", lambda: "holds no document" in str(seen.errors[-1]))
@@ -326,3 +328,20 @@ def test_watch_takes_up_edits_and_reports_bad_ones(
         before = time.monotonic()
     assert time.monotonic() - before < 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("xds")]
+
+
+def test_an_edit_before_the_watch_is_up_is_taken_up(
+    short_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited = threading.Event()
+
+    def late(*arguments: Any, **options: Any) -> Iterator[Any]:
+        assert edited.wait(10)
+        yield from watchfiles.watch(*arguments, **options)
+
+    monkeypatch.setattr("xds.control.watch", late)
+    control = ControlServer(short_path / "xds.sock", [files[0]], files[1], watch_files=True)
+    with control:
+        files[0].write_text(POLICY.replace("HALT", "RESET"))
+        edited.set()
+        assert eventually(lambda: control.status().revision == 2)
