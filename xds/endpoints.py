@@ -118,6 +118,11 @@ class _Endpoint(Shape):
         if self.namespace is not None:
             labels.append(Label(POD_NAMESPACE, self.namespace, K8S))
         found = label_set(labels)
+        for label in found:
+            if label.source in _OF_ADDRESSES:
+                raise ValueError(
+                    f"{label}: labels of {label.source}: are those of addresses outside"
+                )
         reserved = label_set(label for label in found if label.source == RESERVED)
         if not found.reserved:
             return found
@@ -136,6 +141,10 @@ class _Endpoint(Shape):
 
 _NODES = ("host", "remote-node")
 """The reserved labels that a node's own labels may stand beside."""
+
+
+_OF_ADDRESSES = ("cidr", "fqdn")
+"""Sources of labels that say what an address is, and so are not for files to hand out."""
 
 
 class File(Shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from itertools import chain, islice
 
 from proxylib.errors import PolicyError
@@ -85,7 +86,10 @@ def _policy(policy: Policy, known: _Known) -> Iterator[Problem]:
         if rule.peer_field.endswith(("Entities", "Nodes")):
             continue
         for index, peer in enumerate(rule.peers or ()):
-            yield from _peer(peer, rule.origin.below(rule.peer_field, index), known)
+            below = rule.origin.below(rule.peer_field, index)
+            if rule.peer_field in ("from", "to") and isinstance(peer, Cidr):
+                below = below.below("ipBlock")
+            yield from _peer(peer, below, known)
         field = "fromRequires" if "ingress" in str(rule.origin.path[-2]) else "toRequires"
         for index, selector in enumerate(rule.requires):
             yield from _selector(selector, rule.origin.below(field, index), known)
@@ -109,7 +113,13 @@ def _peer(peer: Peer, origin: Origin, known: _Known) -> Iterator[Problem]:
 
 
 def _cidr(cidr: Cidr, origin: Origin, known: _Known) -> Iterator[Problem]:
-    """A single address that is an endpoint's: the rule is not about it."""
+    """Bits behind the mask; or a single address, an endpoint's: the rule is not about it."""
+    written = origin.document.at(origin.path)
+    text = str(written.get("cidr") if isinstance(written, dict) else written)
+    if "/" in text and ip_interface(text).ip != cidr.prefix.network_address:
+        yield Problem(
+            origin.place, f"{text} has bits set behind its mask; it is {cidr.prefix} here"
+        )
     endpoint = known.addresses.get(str(cidr.prefix.network_address))
     if cidr.prefix.num_addresses == 1 and endpoint is not None:
         message = f"is about nobody: {cidr.prefix.network_address} is an endpoint's"

@@ -70,17 +70,9 @@ def _prefix(text: str) -> str:
     if "%" in text:
         raise ValueError(f"{text!r}: an address with a zone is not known elsewhere")
     try:
-        return str(ipaddress.ip_network(text))
+        return str(ipaddress.ip_network(text, strict=False))
     except ValueError as error:
-        raise ValueError(f"{_prefix_problem(text)}") from error
-
-
-def _prefix_problem(text: str) -> str:
-    try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return f"{text!r} is not an address or CIDR such as 10.0.0.0/8"
-    return f"{text!r} has bits set behind its mask; did you mean {network}?"
+        raise ValueError(f"{text!r} is not an address or CIDR such as 10.0.0.0/8") from error
 
 
 def _name(text: str) -> str:

@@ -94,6 +94,16 @@ class Document:
         line, column = yamltext.line_of(mark) + 1, yamltext.column_of(mark) + 1
         return Place(self.file, line, column, dotted(path))
 
+    def at(self, path: Path) -> Any:
+        """The value at `path`; None if there is none."""
+        value = self.value
+        for step in path:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
     def problem(self, path: Path, message: str) -> Problem:
         """A problem of the value at `path`."""
         return Problem(self.place(path), message)

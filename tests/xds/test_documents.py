@@ -200,7 +200,7 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
         (spec("ingress: [{fromEntities: [al]}]"), "fromEntities[0]: unknown entity 'al'; known: "),
         (spec("ingress: [{fromEntities: all}]"), "fromEntities: must be a list"),
         (spec("ingress: [{fromGroups: []}]"), "fromGroups: needs a cloud provider's API to look"),
-        (spec("ingress: [{fromCIDR: [10.0.0.1/8]}]"), "mask; did you mean 10.0.0.0/8?"),
+        (spec("ingress: [{fromCIDR: [10.0.0.1/33]}]"), "fromCIDR[0]: '10.0.0.1/33' is not an addr"),
         (
             spec("ingress: [{fromCIDR: [10.0.0.256]}]"),
             "fromCIDR[0]: '10.0.0.256' is not an address",

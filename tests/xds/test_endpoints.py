@@ -63,6 +63,10 @@ def test_reserved_label_alone() -> None:
             "{address: 1.2.3.4, labels: ['reserved:host', 'reserved:world']}",
             "an endpoint has one reserved: label at most, of unknown, host",
         ),
+        (
+            "{address: 1.2.3.4, labels: ['cidr:0.0.0.0/0']}",
+            "labels of cidr: are those of addresses",
+        ),
         ("{address: 1.2.3.4, ports: {A: 1}}", "ports.A: 'A' is not a port name"),
         (
             "{address: 1.2.3.4, ports: {a: 0}}",

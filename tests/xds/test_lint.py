@@ -118,6 +118,16 @@ def test_whom_rules_name_and_nobody_is() -> None:
         "spec.ingress[0].fromCIDR[1]: is about nobody: 10.0.0.1 is an endpoint's "
         "(unspec:app=memcached); select its labels"
     )
+    first, second = of(
+        "ingress: [{fromCIDR: [192.0.2.7/24, 192.0.2.7]}, {fromCIDRSet: [{cidr: 'fd00::1/8'}]}]"
+    )
+    assert first == (
+        "spec.ingress[0].fromCIDR[0]: 192.0.2.7/24 has bits set behind its mask; "
+        "it is 192.0.2.0/24 here"
+    )
+    assert second.endswith(
+        "fromCIDRSet[0]: fd00::1/8 has bits set behind its mask; it is fd00::/8 here"
+    )
     (found,) = of("ingress: [{fromEndpoints: [{matchLabels: {'container:app': web}}]}]")
     assert found == (
         "spec.ingress[0].fromEndpoints[0]: selects no endpoint: container:app=web; "
