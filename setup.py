@@ -63,6 +63,7 @@ setup(
             "grpc-stubs",
             "grpcio-tools>=1.62",
             "h11>=0.14",
+            "h2>=4.1",
             "httpx>=0.27",
             "hypothesis>=6.100",
             "import-linter>=2.0",

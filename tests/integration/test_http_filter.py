@@ -46,13 +46,13 @@ RULES = """
 GRPC_RULES = "- {method: POST, path: /gmem.UserManager/(GetName|Chat)}\n"
 
 
-def policy(port: int, rules: str) -> str:
+def policy(port: int, rules: str, kind: str = "http:") -> str:
     indented = "".join(f"            {line}\n" for line in rules.strip().splitlines())
     return (
         "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web}\nspec:\n"
         "  endpointSelector: {matchLabels: {app: web}}\n  ingress:\n  - toPorts:\n"
         f'    - ports: [{{port: "{port}", protocol: TCP}}]\n'
-        f"      rules:\n        http:\n{indented}"
+        f"      rules:\n        {kind}\n{indented}"
     )
 
 
@@ -420,3 +420,59 @@ def test_an_open_connection_sees_new_rules_with_its_next_stream(
     assert call(channel, "GetName") == b"name 1"
     addresses = {entry.source_address for entry in users.log[-2:]}
     assert len(addresses) == 1
+
+
+FRAGILE = """
+from typing import Any
+
+from proxylib import HttpRule, Parser, parser
+
+class Fragile(HttpRule):
+    @classmethod
+    def compile(cls, rules: Any, *, deny: bool = False) -> Any:
+        inner = HttpRule.compile(rules, deny=deny)
+
+        def match(request: Any) -> Any:
+            if request["path"] == b"/panic":
+                raise RuntimeError("a broken rule")
+            return inner(request)
+
+        return match
+
+@parser("fragile-http")
+class FragileHttp(Parser):
+    Rule = Fragile
+
+    def on_data(self, reply: bool, end_stream: bool, data: Any) -> Any:
+        raise NotImplementedError
+"""
+
+
+def test_a_rule_that_panics_denies_its_request_and_nothing_else(tmp_path: Path) -> None:
+    module = tmp_path / "fragile.py"
+    module.write_text(FRAGILE)
+    document = tmp_path / "policy.yaml"
+    log: list[LogEntry] = []
+    with echo_server() as (port, heads):
+        kind = "l7proto: fragile-http\n        l7:"
+        document.write_text(policy(port, "- {method: GET}", kind))
+        (tmp_path / "endpoints.yaml").write_text(
+            f"endpoints: [{{address: {SERVER}, labels: {{app: web}}}}]\n"
+        )
+        config = ProxyConfig(
+            choose_parser(str(module)),
+            Address(SERVER, 0),
+            Address(SERVER, port),
+            policies=(document,),
+            endpoints=tmp_path / "endpoints.yaml",
+            codec="auto",
+        )
+        with Proxy(config, on_entries=log.extend) as proxy:
+            url = f"http://{SERVER}:{proxy.address.port}"
+            with httpx.Client(timeout=10) as client:
+                statuses = [client.get(url + path).status_code for path in ("/a", "/panic", "/a")]
+        assert statuses == [200, 403, 200]
+        assert len(heads) == 2
+    (denied,) = [entry for entry in log if entry.entry_type == Denied]
+    assert denied.http.path == "/panic"
+    assert denied.http.fields["reason"].startswith("Panic: RuntimeError: a broken rule")

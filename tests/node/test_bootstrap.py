@@ -127,6 +127,46 @@ def test_envoy_accepts_it(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+HTTP = FilterConfig("http", Path("/run/x.sock"), Path("/run/l.sock"), "node-1")
+
+
+def test_a_codec_puts_the_filter_into_envoys_connection_manager() -> None:
+    built = document(filter=HTTP, codec="http2")
+    (listener,) = built["staticResources"]["listeners"]
+    (manager,) = [f["typedConfig"] for f in listener["filterChains"][0]["filters"]]
+    assert manager["codecType"] == "HTTP2"
+    # One normalisation: proxylib/http_path.py is held against these in test_http_filter.
+    assert manager["normalizePath"] is True
+    assert manager["mergeSlashes"] is True
+    assert manager["pathWithEscapedSlashesAction"] == "REJECT_REQUEST"
+    assert [f["typedConfig"]["@type"].rpartition(".")[2] for f in manager["httpFilters"]] == [
+        "DynamicModuleFilter",
+        "Router",
+    ]
+    (cluster,) = built["staticResources"]["clusters"]
+    (options,) = cluster["typedExtensionProtocolOptions"].values()
+    assert options["useDownstreamProtocolConfig"].keys() == {
+        "httpProtocolOptions",
+        "http2ProtocolOptions",
+    }
+
+
+@pytest.mark.parametrize("codec", ["auto", "http1", "http2"])
+def test_envoy_accepts_every_codec(tmp_path: Path, codec: Any) -> None:
+    path = tmp_path / "envoy.json"
+    path.write_text(to_json(build(config(filter=HTTP, codec=codec))))
+    done = validate(path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_envoy_refuses_a_parser_without_http_rules_in_its_codec(tmp_path: Path) -> None:
+    path = tmp_path / "envoy.json"
+    path.write_text(to_json(build(config(codec="auto"))))
+    done = validate(path)
+    assert done.returncode != 0
+    assert "has no HTTP rules" in done.stderr
+
+
 def test_envoy_refuses_a_parser_that_nobody_registered(tmp_path: Path) -> None:
     path = tmp_path / "envoy.json"
     bad = FilterConfig("r2d3", Path("/run/x.sock"), Path("/run/l.sock"), "node-1")
