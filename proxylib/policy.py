@@ -300,6 +300,9 @@ def _compile_rule(
         return Rule(remotes, rule.precedence, deny=True)
     if verdict == "pass_precedence":
         return Rule(remotes, rule.precedence, pass_to=rule.pass_precedence)
+    if rule.server_names:
+        # A parser is not told the SNI: to leave it out would let everybody in.
+        return Rule(remotes, rule.precedence, closed="server names cannot be judged here")
     kind = rule.WhichOneof("l7")
     parser = rule.l7_proto or {"http_rules": "http", "kafka_rules": "kafka"}.get(kind or "", "")
     if not parser:

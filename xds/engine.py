@@ -350,8 +350,9 @@ class Engine:
     def _apply(self, change: Change, step: _Step) -> None:
         """Take up what `change` says; which subjects it concerns goes to `step`."""
         new = {n: e for n, e in change.endpoints.items() if e is not None}
-        numbers = self.identities.acquire(endpoint.labels for endpoint in new.values())
         step.renew |= self._peers.learn(change.names)
+        # From here on nothing fails that would have to give these back.
+        numbers = self.identities.acquire(endpoint.labels for endpoint in new.values())
         for key, policies in change.policies.items():
             self._set_policies(key, tuple(policies), step)
         for number, labels in change.identities.items():
@@ -423,8 +424,13 @@ class Engine:
         if key == before:
             return
         step.endpoints.add(number)
-        if key.identity not in self._selecting:
-            labels = self._roster.endpoints[number].labels
+        labels = self._roster.endpoints[number].labels
+        known = self._selected.identities.get(key.identity)
+        if known != labels:
+            if known is not None:
+                # The host, with other labels of its own than before.
+                self._selected.identity_went(key.identity)
+                step.rebuild |= self._of_identity[key.identity]
             found = self._selected.identity_came(key.identity, labels)
             self._selecting[key.identity] = {p for s in found for p in self._with_selector[s]}
         if key not in self._subjects:

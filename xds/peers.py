@@ -108,8 +108,8 @@ class Peers:
         for name, found in known.items():
             if len(found) > MAX_ADDRESSES:
                 raise ConfigError(f"{name}: more than {MAX_ADDRESSES} addresses")
-        new = sum(1 for name, found in known.items() if found and name not in self._names)
-        if len(self._names) + new > MAX_NAMES:
+        after = (self._names.keys() | known.keys()) - {n for n, found in known.items() if not found}
+        if len(after) > max(MAX_NAMES, len(self._names)):
             raise ConfigError(f"more than {MAX_NAMES} DNS names are known; some must expire first")
         touched: set[Fqdn] = set()
         for name, found in known.items():

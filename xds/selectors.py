@@ -28,6 +28,10 @@ Handle: TypeAlias = tuple[str, str] | tuple[str] | tuple[int, int, int]
 """A label's key and value, a label's key, or a network: version, prefix length, bits."""
 
 
+MAX_UNIONS = 1 << 17
+"""Remembered unions: some for each rule in force, and some of rules that were."""
+
+
 def offers(labels: LabelSet) -> Iterator[Handle]:
     """The handles by which a peer may find the identity with `labels`."""
     for label in labels:
@@ -177,6 +181,9 @@ class SelectorCache:
         if found is None:
             found = tuple(sorted(frozenset().union(*map(self.select, peers))))
             if all(peer in self._uses for peer in peers):
+                if len(self._unions) >= MAX_UNIONS:
+                    self._unions.clear()
+                    self._unions_of.clear()
                 self._unions[peers] = found
                 for peer in peers:
                     self._unions_of[peer].add(peers)

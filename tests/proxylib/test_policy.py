@@ -307,3 +307,11 @@ def test_what_waits_for_a_parser_in_audit_mode_is_compiled_again() -> None:
     factory = get_parser_factory("r2d2")
     later = compile_policies([text], lambda name: factory, previous=waiting)
     assert later.endpoints["10.0.0.1"].settled
+
+
+def test_a_rule_about_server_names_is_closed() -> None:
+    policy = compiled('port: 80 rules { server_names: "a.example.com" }')
+    where = {"ingress": True, "port": 80, "remote": 1, "parser": "r2d2"}
+    decision = policy.decide("10.0.0.1", **where)  # type: ignore[arg-type]
+    assert decision.denied
+    assert decision.reason == "server names cannot be judged here"

@@ -23,7 +23,7 @@ from proxylib.policy import PolicyMap, compile_policies
 from proxylib.registry import get_parser_factory
 from tests.xds.naive import Document, Request, World
 from xds.documents import load_policies
-from xds.endpoints import Endpoint, load_endpoints
+from xds.endpoints import Endpoint, load_endpoints, load_services
 from xds.engine import Change, Changes, Engine
 from xds.identity import LOCAL_SCOPE, Identities, MemoryStore
 from xds.labels import label_set, parse_label
@@ -506,3 +506,76 @@ def test_requirements_hold_for_every_rule_with_endpoints_and_allow_nothing() -> 
     deny = {**everybody, "ingressDeny": [{"fromEndpoints": [a], "fromRequires": [prod]}]}
     allow = {**everybody, "ingress": [{"fromEntities": ["all"]}]}
     assert let_in(ruled(allow, deny)) == {0, 1, 3}
+
+
+# Peers that change by themselves.
+
+
+def test_services_are_asked_again() -> None:
+    def table(text: str) -> Change:
+        return Change(services=load_services(read_documents("s", text)).resolve)
+
+    to_db = {"toServices": [{"k8sService": {"serviceName": "db", "namespace": "default"}}]}
+    engine = ruled({"endpointSelector": {"matchLabels": {"env": "prod"}}, "egress": [to_db]})
+
+    def reached() -> set[str]:
+        found = engine.map_state(3)
+        return {
+            str(labels)
+            for number, labels in engine.known_identities().items()
+            if found.lookup(number, ingress=False, protocol=6, port=80).passes
+        }
+
+    assert reached() == set(), "a service that nobody knows is nobody"
+    engine.change(table("services: [{name: db, namespace: default, addresses: [192.0.2.7]}]"))
+    assert reached() == {"cidr:192.0.2.7/32= reserved:world="}
+    assert engine.addresses()["192.0.2.7/32"] == LOCAL_SCOPE + 1
+    engine.change(table("services: [{name: db, namespace: other, addresses: [192.0.2.7]}]"))
+    assert reached() == set()
+    assert "192.0.2.7/32" not in engine.addresses()
+
+
+def test_the_host_is_one_identity_whatever_labels_it_has() -> None:
+    node_policy = {
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "n"},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"k8s:zone": "a"}},
+            "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "a"}}]}],
+        },
+    }
+    engine = Engine()
+    text = json.dumps(node_policy)
+    engine.change(Change(policies={"n": load_policies(read_documents("n", text))}))
+    engine.change(endpoint(1, "app=a"))
+    engine.change(endpoint(9, "reserved:host", "k8s:zone=a"))
+    assert engine.policy(9).identity == 1
+    assert engine.policy(9).ingress_enforced
+    assert let_in(engine, 9) == {1}
+    engine.change(endpoint(9, "reserved:host", "k8s:zone=b"))
+    assert not engine.policy(9).ingress_enforced
+    assert engine.policy(9).identity == 1
+
+
+def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xds.peers.MAX_NAMES", 2)
+    monkeypatch.setattr("xds.peers.MAX_ADDRESSES", 1)
+    engine = Engine()
+    one = [ip_address("192.0.2.1")]
+    engine.change(Change(names={"a.": one, "b": one}))
+    with pytest.raises(ConfigError, match="more than 2 DNS names"):
+        engine.change(Change(names={"c": one}))
+    engine.change(Change(names={"A": (), "c": one}))
+    with pytest.raises(ConfigError, match="c: more than 1 addresses"):
+        engine.change(Change(names={"c": [*one, ip_address("192.0.2.2")]}))
+
+
+def test_an_identity_that_is_unused_goes_after_the_delay() -> None:
+    now = [0.0]
+    engine = Engine(Identities(delay=10, clock=lambda: now[0]))
+    engine.change(endpoint(1, "app=a"))
+    engine.change(Change(endpoints={1: None}))
+    assert 256 in engine.known_identities()
+    now[0] = 11
+    assert engine.expire().gone == {256}
+    assert 256 not in engine.known_identities()
