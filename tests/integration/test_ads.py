@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
 import re
 import signal
@@ -30,7 +32,7 @@ from xds.ads.ports import ProxyPorts, is_free
 from xds.ads.redirects import Redirects
 from xds.ads.resources import Direction, NodeConfig, Redirect, build
 from xds.ads.secrets import read_secret
-from xds.ads.types import CLUSTER, ENDPOINTS, LISTENER
+from xds.ads.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from xds.control import ControlServer
 from xds.subscription import StreamStatus
 from xds.world import Resource, resource
@@ -429,6 +431,82 @@ def tls_server(cert: Path, key: Path) -> Iterator[Address]:
                 pass  # a client that does not trust us
 
     with socketserver.ThreadingTCPServer((HOST, 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield Address(HOST, server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+HTTP_POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: web}}
+spec:
+  endpointSelector: {{matchLabels: {{app: droid}}}}
+  ingress:
+    - toPorts:
+        - ports: [{{port: "{port}", protocol: TCP}}]
+          rules: {{http: [{{method: GET, path: "/{path}"}}]}}
+"""
+
+
+def test_http_goes_by_routes_of_ours(node: Node) -> None:
+    """A connection manager with the parser as its HTTP filter; routes come by RDS."""
+
+    def answer(path: str) -> int:
+        connection = http.client.HTTPConnection(HOST, listener.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    with web_server() as web:
+        listener = Redirect(
+            "http",
+            Direction.INGRESS,
+            free_port(),
+            http=True,
+            upstream="web",
+            destination=str(web),
+        )
+        text = HTTP_POLICY.format(port=web.port, path="plans")
+        node.control.set_documents({"web": text}, ENDPOINTS_FILE)
+        servers = [
+            Upstream("web", ((HOST, web.port),)),
+            Upstream("droids", ((HOST, node.droid.port),)),
+        ]
+        node.publish(build(node.config, [listener, node.redirect()], servers))
+        assert node.settled(), node.control.server.streams()
+        until(lambda: not refuses(listener.port))
+        assert node.status(ROUTES).acked_version == node.status(ROUTES).sent_version > 0
+        assert [answer(path) for path in ("/plans", "/secret")] == [200, 403]
+        before = replace(node.status(LISTENER), revision=0)
+        text = HTTP_POLICY.format(port=web.port, path="secret")
+        node.control.set_documents({"web": text}, ENDPOINTS_FILE)
+        assert node.settled()
+        assert [answer(path) for path in ("/plans", "/secret")] == [403, 200]
+        assert replace(node.status(LISTENER), revision=0) == before
+
+
+@contextmanager
+def web_server() -> Iterator[Address]:
+    """Says 200 to every GET."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer((HOST, 0), Handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from node.envoy import find_library
 from proxylib.errors import ConfigError
 from tests.xds.ads.judge import Built, documents, parsed, refused
 from xds.ads.clusters import Upstream
@@ -227,14 +226,6 @@ def check(built: Built, folder: Path) -> None:
         assert refused(document, folder) == ""
 
 
-def has_http_filter() -> bool:
-    return b"envoy_dynamic_module_on_http_filter_config_new" in find_library().read_bytes()
-
-
-needs_http_filter = pytest.mark.skipif(
-    not has_http_filter(), reason="the library is built without an HTTP filter"
-)
-
 PARSERS = ("r2d2", "memcache", "cassandra", "kafka")
 
 
@@ -259,7 +250,6 @@ def test_envoy_takes_upstreams_and_tls(tmp_path: Path, secrets: list[TlsSecret])
     check(build(NODE, redirects, [CACHES], secrets), tmp_path)
 
 
-@needs_http_filter
 def test_envoy_takes_http(tmp_path: Path, secrets: list[TlsSecret]) -> None:
     redirects = [
         HTTP,
