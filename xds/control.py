@@ -39,6 +39,9 @@ _Sources: TypeAlias = tuple[Sequence[Source], Sequence[Source]]
 
 _Stamps: TypeAlias = Mapping[Path, tuple[int, int, int]]
 
+Also: TypeAlias = Callable[[Changes], Mapping[str, Mapping[str, Resource]]]
+"""What else is to be published with a change: resources by type URL and name."""
+
 _SUFFIXES = (".yaml", ".yml")
 
 _WATCH_DEBOUNCE_MS = 200
@@ -201,17 +204,20 @@ class ControlServer:
         others = [] if endpoints is None else [Source("endpoints", partial(str, endpoints))]
         return self._apply(lambda: (texts, others))
 
-    def change(self, change: Change, *, revision: int | None = None) -> Changes:
+    def change(
+        self, change: Change, *, revision: int | None = None, also: Also | None = None
+    ) -> Changes:
         """Change something else than documents: names, identities of other nodes, the mode.
 
         Or documents and endpoints too, if the caller keeps these (and nobody calls
-        `set_documents`). revision: as for `DiscoveryServer.publish`. Raises as
-        `Engine.change` does.
+        `set_documents`). revision: as for `DiscoveryServer.publish`. also: says what
+        else is to be published with it. Raises as `Engine.change` and `also` do; after
+        the latter the engine has the change, and nothing of it is published.
         """
         with self._changing:
             changes = self._engine.change(change)
             with self._lock:
-                self._publish(changes, revision)
+                self._publish(changes, revision, also)
             return changes
 
     @property
@@ -312,7 +318,9 @@ class ControlServer:
         except ValueError as error:
             raise ConfigError(f"extra endpoint: {error}") from error
 
-    def _publish(self, changes: Changes, revision: int | None = None) -> None:
+    def _publish(
+        self, changes: Changes, revision: int | None = None, also: Also | None = None
+    ) -> None:
         for number in changes.removed:
             self._policies.pop(number, None)
         for number in changes.endpoints:
@@ -331,7 +339,8 @@ class ControlServer:
         }
         bodies = {url: tuple(i.body for i in items.values()) for url, items in in_order.items()}
         self._loaded = replace(self._loaded, resources=bodies)
-        if self._server.publish(in_order, revision=revision):
+        more = {} if also is None else also(changes)
+        if self._server.publish({**in_order, **more}, revision=revision):
             self._revision += 1
 
     def _endpoint_id(self, endpoint: Endpoint) -> int:

@@ -18,9 +18,12 @@ from node.agent.config import AgentConfig, group_id
 from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
 from node.agent.node import Node
+from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
 from node.agent.store import Store
 from node.errors import SetupError
+from xds.ads.ports import ProxyPorts
+from xds.ads.resources import NodeConfig
 from xds.control import ControlServer
 from xds.listening import check_socket
 
@@ -52,13 +55,19 @@ def run(config: AgentConfig) -> Iterator[Node]:
             socket_group=group,
         )
         stack.callback(control.stop)
-        repository = Repository(store, control)
+        first, last = config.proxy_ports
+        redirects = NodeRedirects(
+            NodeConfig(config.xds_path, config.access_log_path, config.node_name),
+            ProxyPorts(config.state_dir / "proxy-ports.json", first=first, last=last),
+            control.server,
+        )
+        repository = Repository(store, control, redirects)
         folder = None
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
         decisions = stack.enter_context(Decisions(config.access_log_path, registry, group=group))
         control.start()
-        node = Node(config, repository, control, decisions, folder)
+        node = Node(config, repository, control, decisions, redirects, folder)
         stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))
         yield node
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from node.agent.config import AgentConfig
 from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
+from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
 from xds.control import ControlServer
 
@@ -19,4 +20,5 @@ class Node:
     repository: Repository
     control: ControlServer
     decisions: Decisions
+    redirects: NodeRedirects
     folder: PolicyFolder | None = None

@@ -22,6 +22,7 @@ from node.agent.endpoints import (
     make_endpoint,
     normal_labels,
 )
+from node.agent.redirects import NodeRedirects
 from node.agent.state import PolicyFile, State, changed_items, differences, load_state
 from node.agent.store import Store
 from proxylib.errors import ConfigError
@@ -65,18 +66,19 @@ class Progress:
 
 
 class Repository:
-    """The state of one node, in `store`, served by `control`.
+    """The state of one node, in `store`, served by `control` at `redirects`.
 
     Raises ConfigError or DocumentError if what is on the disk cannot be put in force.
     """
 
-    def __init__(self, store: Store, control: ControlServer) -> None:
+    def __init__(self, store: Store, control: ControlServer, redirects: NodeRedirects) -> None:
         self._store = store
         self._control = control
+        self._redirects = redirects
         self._changing = threading.Lock()
         self._state = State()
         state = load_state(store.read())
-        self._control.change(_change_of(self._state, state), revision=state.revision)
+        self._enforce(self._state, state, state.revision)
         self._state = state
 
     @property
@@ -272,21 +274,27 @@ class Repository:
 
         return Changed(self._change(change), names)
 
+    def _enforce(self, before: State, after: State, revision: int) -> None:
+        self._control.change(
+            _change_of(before, after),
+            revision=revision,
+            also=lambda changes: self._redirects.update(self._control.engine, changes),
+        )
+
     def _change(self, change: Callable[[State], State]) -> int:
         """Make a change; its revision. Raises what `change` or the control server does."""
         with self._changing:
             before = self._state
             after = replace(change(before), revision=before.revision + 1)
-            published = False
+            known = self._control.engine.revision
             try:
                 with self._store.change(*changed_items(before, after)):
-                    self._control.change(_change_of(before, after), revision=after.revision)
-                    published = True
+                    self._enforce(before, after, after.revision)
             except ConfigError:
-                if published:
-                    # It is in force and not on the disk: take it back, and count that too.
+                if self._control.engine.revision != known:
+                    # In force and not on the disk, or without a proxy port: take it back.
+                    self._enforce(after, before, after.revision)
                     self._state = replace(before, revision=after.revision)
-                    self._control.change(_change_of(after, before), revision=after.revision)
                 raise
             self._state = after
             return after.revision

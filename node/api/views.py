@@ -11,6 +11,7 @@ from node.agent.documents import PolicyDocument, means, parse_labels, show_label
 from node.agent.endpoints import NodeEndpoint, UnknownEndpoint
 from node.agent.node import Node
 from node.api import models
+from xds.ads.resources import Direction
 from xds.labels import LabelSet
 from xds.policy import Peer
 from xds.source import Problem
@@ -121,29 +122,20 @@ def selectors(node: Node) -> list[models.SelectorUse]:
 
 
 def redirects(node: Node) -> list[models.Redirect]:
-    """Which connections a parser judges."""
-    engine = node.control.engine
-    found = []
-    for number in sorted(node.repository.state.endpoints):
-        tables = engine.policy(number).tables
-        wanted = {
-            (direction, key.port, key.end_port or key.port, line.proto)
-            for direction, table in (("ingress", tables.ingress), ("egress", tables.egress))
-            for key, lines in table.items()
-            for line in lines
-            if line.proto
-        }
-        found += [
-            models.Redirect(
-                endpoint=number,
-                direction="ingress" if direction == "ingress" else "egress",
-                port=port,
-                end_port=end,
-                parser=parser,
-            )
-            for direction, port, end, parser in sorted(wanted)
-        ]
-    return found
+    """Which connections a parser judges, and at which proxy port."""
+    ports = node.redirects.ports()
+    return [
+        models.Redirect(
+            endpoint=number,
+            direction="ingress" if wanted.direction is Direction.INGRESS else "egress",
+            port=wanted.port,
+            end_port=wanted.end_port,
+            parser=wanted.parser,
+            proxy_port=ports.get((wanted.parser, wanted.direction), 0),
+        )
+        for number in sorted(node.repository.state.endpoints)
+        for wanted in node.redirects.of(number)
+    ]
 
 
 def xds_status(node: Node) -> models.XdsStatus:

@@ -82,6 +82,7 @@ def command(
         )
         while True:
             time.sleep(MAX_WAIT)
+            node.redirects.resolve()
     console.event("stopped", "stopped", {"exit_status": 0})
 
 

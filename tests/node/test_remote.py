@@ -70,6 +70,7 @@ def test_status_reads_like_the_sample(agent: Agent) -> None:
 
 
 def test_policy_import_get_delete(agent: Agent, tmp_path: Path) -> None:
+    agent.add_endpoint("10.0.0.1", "app=r2d3")
     one, two = tmp_path / "one.yaml", tmp_path / "two.json"
     one.write_text(r2d2())
     two.write_text(
@@ -83,18 +84,18 @@ def test_policy_import_get_delete(agent: Agent, tmp_path: Path) -> None:
     )
     imported = agent.cli("policy", "import", tmp_path)
     assert imported.exit_code == 0
-    assert imported.stdout == "Revision: 2\n"
+    assert imported.stdout == "Revision: 3\n"
     assert f"warning: {one}:5:3: spec.endpointSelector: selects no endpoint" in imported.stderr
     listed = agent.cli("policy", "get").stdout.splitlines()
     assert listed[0].split() == ["NAMESPACE", "NAME", "KIND", "REVISION", "SOURCE", "LABELS"]
-    assert listed[1].split() == ["droids", "CiliumNetworkPolicy", "1", "api", "unspec:team=a"]
-    assert listed[-1] == "Revision: 2"
+    assert listed[1].split() == ["droids", "CiliumNetworkPolicy", "2", "api", "unspec:team=a"]
+    assert listed[-1] == "Revision: 3"
     printed = agent.cli("policy", "get", "droids")
     again = agent.cli("policy", "import", "-", stdin=printed.stdout)
-    assert again.stdout == "Revision: 3\n"
+    assert again.stdout == "Revision: 4\n"
     assert agent.cli("policy", "get", "droids").stdout == printed.stdout
     assert agent.cli("policy", "get", "nobody").exit_code == 1
-    assert agent.cli("policy", "delete", "droids").stdout == "Revision: 4\n"
+    assert agent.cli("policy", "delete", "droids").stdout == "Revision: 5\n"
     missing = agent.cli("policy", "delete", "droids")
     assert missing.exit_code == 1
     assert "there is no policy 'droids'" in missing.stderr

@@ -1,0 +1,72 @@
+"""Redirects: listeners for the parsers that policies name, at ports that stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.node.agents import Agent, r2d2, running
+from tests.xds.client import Subscriber
+from xds.ads.types import LISTENER
+
+ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+MEMCACHE = r2d2("cache", app="cache").replace("r2d2, l7: [{cmd: READ}]", "memcache, l7: [{}]")
+
+
+def ports(agent: Agent) -> dict[tuple[str, str], int]:
+    return {(r["parser"], r["direction"]): r["proxy-port"] for r in agent.get("/redirects")}
+
+
+def test_ports_are_given_remembered_and_released(short_path: Path) -> None:
+    with running(short_path) as agent:
+        agent.put_policy(r2d2() + "---\n" + MEMCACHE)
+        assert ports(agent) == {}
+        agent.add_endpoint("10.0.0.1", "app=r2d2")
+        agent.add_endpoint("10.0.0.2", "app=r2d2")
+        first = ports(agent)
+        assert set(first) == {("r2d2", "ingress")}
+        agent.add_endpoint("10.0.0.3", "app=cache")
+        both = ports(agent)
+        assert both.items() >= first.items()
+        assert len(set(both.values())) == 2
+        assert all(10_000 <= port <= 20_000 for port in both.values())
+        assert "3 redirects active" in agent.cli("status").stdout
+    with running(short_path) as agent:
+        assert ports(agent) == both
+        with Subscriber(agent.config.xds_path, LISTENER, method=ADS) as envoy:
+            names = {r.value for r in envoy.subscribe().resources}
+        assert len(names) == 2
+        agent.http.delete("/policy/cache")
+        assert ports(agent) == first
+
+
+def test_without_a_port_nothing_changes(short_path: Path) -> None:
+    with running(short_path, proxy_ports="19997-19997") as agent:
+        agent.add_endpoint("10.0.0.1", "app=r2d2")
+        agent.add_endpoint("10.0.0.3", "app=cache")
+        assert agent.put_policy(r2d2()).status_code == 200
+        before = agent.get("/redirects"), agent.get("/policy")["policies"]
+        refused = agent.put_policy(MEMCACHE)
+        assert refused.status_code == 503
+        assert "no proxy port is left" in refused.json()["detail"]
+        assert (agent.get("/redirects"), agent.get("/policy")["policies"]) == before
+        assert agent.get("/endpoint/2")["policy"]["ingress"] is False
+        agent.http.delete("/policy/droids")
+    with running(short_path, proxy_ports="19997-19997") as agent:
+        assert agent.get("/policy")["policies"] == []
+
+
+def test_a_revision_is_waited_for_with_its_listeners(short_path: Path) -> None:
+    with running(short_path) as agent:
+        agent.add_endpoint("10.0.0.1", "app=r2d2")
+        with Subscriber(agent.config.xds_path, LISTENER, node="envoy", method=ADS) as envoy:
+            envoy.send()
+            revision = agent.put_policy(r2d2()).json()["revision"]
+            response = envoy.receive()
+            while not response.resources:
+                envoy.ack(response)
+                response = envoy.receive()
+            waiting = agent.get(f"/policy/revisions/{revision}", timeout=0.1)
+            assert waiting["waiting"] == {"envoy": "has not answered yet"}
+            envoy.ack(response)
+            assert agent.get(f"/policy/revisions/{revision}", timeout=20)["reached"]
