@@ -43,6 +43,23 @@ class Parser(ABC):
         if not (isinstance(rule, type) and issubclass(rule, L7Rule)):
             raise TypeError("its Rule is not a subclass of L7Rule")
 
+    @classmethod
+    def self_check(cls) -> None:
+        """Hook: raise what you like if this code is not fit to run.
+
+        Called before a new version takes the place of the running one (docs/reload.md);
+        play a dialogue or two here (`proxylib.testing.check_dialogue`).
+        """
+
+    def migrate(self, old: Parser) -> bool:
+        """Hook: take over a running connection from `old`, its parser of the version before.
+
+        Called between two messages or in the middle of one, before any other method;
+        `self` is new, made for the same connection. Copy what state there is, and
+        return True. By default, and if it raises, `old` goes on to the connection's end.
+        """
+        return False
+
     @abstractmethod
     def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
         """Judge the front of the current input.

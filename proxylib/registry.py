@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,9 @@ ENTRY_POINT_GROUP = "proxylib.parsers"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 _factories: dict[str, ParserFactory] = {}
+
+_staged: ContextVar[dict[str, ParserFactory] | None] = ContextVar("staged", default=None)
+"""Where registrations go instead, while code is loaded on trial."""
 
 P = TypeVar("P", bound=type[Parser])
 
@@ -41,10 +46,12 @@ def register_parser_factory(name: str, factory: ParserFactory) -> None:
     """
     if not is_parser_name(name):
         raise RegistrationError(f"{name!r} cannot be a parser's name: use letters, digits, . - _")
-    known = _factories.get(name)
+    staged = _staged.get()
+    target = _factories if staged is None else staged
+    known = target.get(name)
     if known is not None:
         raise RegistrationError(f"parser {name!r} is registered already, by {known!r}")
-    _factories[name] = factory
+    target[name] = factory
 
 
 def parser(name: str) -> Callable[[P], P]:
@@ -87,6 +94,22 @@ def parser_names() -> list[str]:
     return sorted(installed | set(_factories))
 
 
+@contextmanager
+def staging() -> Iterator[dict[str, ParserFactory]]:
+    """Inside the block, what this thread registers goes into the dict, and is not in force."""
+    staged: dict[str, ParserFactory] = {}
+    token = _staged.set(staged)
+    try:
+        yield staged
+    finally:
+        _staged.reset(token)
+
+
+def replace_parser_factories(factories: Mapping[str, ParserFactory]) -> None:
+    """Put other factories in force, for new connections; those there are keep theirs."""
+    _factories.update(factories)
+
+
 def load_parser_file(path: Path) -> list[str]:
     """Import a ``.py`` file and return the names that it registered.
 
@@ -123,12 +146,14 @@ def _imported_from(path: Path) -> ModuleType | None:
     return next((m for m in modules if getattr(m, "__file__", None) == wanted), None)
 
 
-def _registered_by(module: ModuleType) -> list[str]:
-    def made_by(factory: ParserFactory) -> str:
-        made = factory.parser_class if isinstance(factory, ClassFactory) else type(factory)
-        return made.__module__
+def module_of(factory: ParserFactory) -> str:
+    """The module whose code `factory` stands for: its parser class's, if it has one."""
+    made = factory.parser_class if isinstance(factory, ClassFactory) else type(factory)
+    return made.__module__
 
-    return sorted(name for name, f in _factories.items() if made_by(f) == module.__name__)
+
+def _registered_by(module: ModuleType) -> list[str]:
+    return sorted(name for name, f in _factories.items() if module_of(f) == module.__name__)
 
 
 def _load(what: str, load: Callable[[], object]) -> None:

@@ -1,0 +1,157 @@
+"""New code for a running parser: tried beside the old, then put in its place at once.
+
+The module that registers the parser, with the modules below it, is imported anew
+while the old ones go on working.  If it cannot be imported, does not register all that
+the old one did, fails its own check, or does not know the keys of the rules in
+force, nothing has happened.  Otherwise new connections get the new code; running
+ones keep the old, unless the new parser's `migrate` takes them over, and its memory
+is freed when the last of them has ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import linecache
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from proxylib.errors import RegistrationError
+from proxylib.parser import ClassFactory, ParserFactory
+from proxylib.registry import (
+    ENTRY_POINT_GROUP,
+    get_parser_factory,
+    module_of,
+    replace_parser_factories,
+    staging,
+)
+
+Install = Callable[[Mapping[str, ParserFactory]], None]
+"""Makes ready for other factories (compiles policies with their rules), or raises."""
+
+_lock = threading.Lock()
+"""One reload at a time."""
+
+
+def reload_parser(name: str, install: Install = lambda factories: None) -> list[str]:
+    """Load the code of parser `name` anew; returns the names that it registers.
+
+    install: called with the new factories before they are in force; if it raises, they
+    never are.  Raises RegistrationError with the author's traceback; then everything
+    is as it was.
+    """
+    with _lock:
+        factory = get_parser_factory(name)
+        if factory is None:
+            raise RegistrationError(f"there is no parser {name!r} to reload")
+        module = _registering_module(name, factory)
+        with _fresh(module.__name__), staging() as staged:
+            _import(module)
+            _check(name, module, staged)
+            install(staged)
+            replace_parser_factories(staged)
+        return sorted(staged)
+
+
+def _registering_module(name: str, factory: ParserFactory) -> ModuleType:
+    """The module to import again: what the entry point names, or that of the class."""
+    installed = [entry.module for entry in entry_points(group=ENTRY_POINT_GROUP, name=name)]
+    for candidate in (*installed, module_of(factory)):
+        module = sys.modules.get(candidate)
+        if module is not None and getattr(module, "__file__", None):
+            return module
+    raise RegistrationError(f"parser {name!r} did not come from a file: nothing to load anew")
+
+
+@contextmanager
+def _fresh(root: str) -> Iterator[None]:
+    """Inside the block `root` and what is below it are not imported yet.
+
+    If it raises, what was imported before is back.
+    """
+    old = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name == root or name.startswith(f"{root}.")
+    }
+    parent, _, attribute = root.rpartition(".")
+    for name, module in old.items():
+        del sys.modules[name]
+        _forget_bytecode(module)
+    importlib.invalidate_caches()
+    try:
+        yield
+    except BaseException:
+        for name in [name for name in sys.modules if name == root or name.startswith(f"{root}.")]:
+            del sys.modules[name]
+        sys.modules.update(old)
+        if parent in sys.modules:
+            setattr(sys.modules[parent], attribute, old[root])
+        raise
+    finally:
+        # So that tracebacks show the lines that run.
+        linecache.checkcache()
+
+
+def _forget_bytecode(module: ModuleType) -> None:
+    """Python takes an edit within the same second, of the same size, for no edit."""
+    cached = getattr(module, "__cached__", None)
+    if cached:
+        with suppress(OSError):
+            Path(cached).unlink(missing_ok=True)
+
+
+def _import(old: ModuleType) -> None:
+    try:
+        if old.__spec__ is not None and importlib.util.find_spec(old.__name__) is not None:
+            importlib.import_module(old.__name__)
+        else:
+            _run_file(old)
+    except (Exception, SystemExit) as error:
+        raise RegistrationError(f"the new code does not load:\n{_story(error)}") from error
+
+
+def _run_file(old: ModuleType) -> None:
+    """Run a parser that was given as a file, as registry.load_parser_file does."""
+    assert old.__file__ is not None
+    spec = importlib.util.spec_from_file_location(old.__name__, old.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[old.__name__] = module
+    spec.loader.exec_module(module)
+
+
+def _check(name: str, old: ModuleType, staged: Mapping[str, ParserFactory]) -> None:
+    if name not in staged:
+        found = ", ".join(sorted(staged)) or "nothing"
+        raise RegistrationError(f"the new code of {old.__file__} registers {found}, not {name!r}")
+    for factory in staged.values():
+        if isinstance(factory, ClassFactory):
+            _self_check(factory)
+
+
+def _self_check(factory: ClassFactory) -> None:
+    check = getattr(factory.parser_class, "self_check", None)
+    try:
+        if check is not None:
+            check()
+    except (Exception, SystemExit) as error:
+        raise RegistrationError(f"the new code fails its own check:\n{_story(error)}") from error
+
+
+def _story(error: BaseException) -> str:
+    """The author's traceback, without the import machinery's frames and ours."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return "".join(lines).rstrip()
