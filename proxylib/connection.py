@@ -18,6 +18,7 @@ from proxylib.message import Properties
 from proxylib.ops import DROP, ERROR, INJECT, MORE, NOP, PASS, EntryType, FilterResult
 from proxylib.parser import BatchParser, Parser, ParserFactory
 from proxylib.policy import Decision, PolicyMap
+from proxylib.registry import get_parser_factory, overdue
 from proxylib.sandbox import DEFAULTS, OnError, Settings, breaker_of, describe, guarded
 from proxylib.sandbox.place import text
 
@@ -66,6 +67,7 @@ class Connection:
         "injected",
         "instance",
         "log",
+        "made",
         "monotonic_ns",
         "open_audit_log",
         "panicked",
@@ -117,6 +119,9 @@ class Connection:
         self.injected = (bytearray(), bytearray())
         """Bytes waiting to be sent, for the original and the reply direction."""
         self.parser: Parser | None = None
+        self.factory: ParserFactory | None = None
+        self.made: Parser | None = None
+        """Who made the parser, and what was made."""
         self.batch = False
         self.log = log
         """``log(entry_type, fields, proto="", latency=0)`` writes an access-log entry with
@@ -150,9 +155,50 @@ class Connection:
             if self.settings.time_budget is None:
                 self.budget = _nanoseconds(parser.time_budget)
             self.attach(parser)
+            self._made_by(factory, parser)
         except BaseException as error:
             return self.panic(error)
         return FilterResult.OK
+
+    def refresh(self) -> bool:
+        """There is new code (proxylib.reload): let it take over, if its parser can.
+
+        Returns False if the connection is to be closed, its time being over.
+        """
+        newest = get_parser_factory(self.parser_name)
+        if self.factory is None or newest is None or newest is self.factory:
+            return True
+        if self._migrate(newest):
+            return True
+        if not overdue(self.factory):
+            return True
+        self.log_status(f"Connection closed: parser {self.parser_name!r} has been reloaded")
+        return False
+
+    def _migrate(self, factory: ParserFactory) -> bool:
+        """Have the new version's parser take over from the one there is."""
+        old = self.parser
+        if old is None or old is not self.made:
+            # There is none, or something stands around it (a tap).
+            return False
+        try:
+            parser = guarded(self.budget, factory.create, self)
+            taken = isinstance(parser, Parser) and guarded(self.budget, parser.migrate, old) is True
+        except BaseException as error:
+            logger.error("the old %s goes on; migrate: %s", self.parser_name, describe(error))
+            return False
+        if taken:
+            self.attach(parser)
+            self._made_by(factory, parser)
+            self._policy = None
+        return taken
+
+    def _made_by(self, factory: ParserFactory | None, parser: Parser | None) -> None:
+        if self.factory is not None:
+            self.factory.connections -= 1
+        if factory is not None:
+            factory.connections += 1
+        self.factory, self.made = factory, parser
 
     def attach(self, parser: Parser) -> None:
         """Give the connection its parser."""
@@ -205,6 +251,7 @@ class Connection:
             port=self.port,
             remote=self.src_id if self.ingress else self.dst_id,
             parser=self.parser_name,
+            rule_class=None if self.factory is None else self.factory.rule_class,
         )
         self._matcher = self._decision.matcher
         self._policy = policy
@@ -335,6 +382,7 @@ class Connection:
     def close(self) -> None:
         """The connection is gone: tell the parser and break the reference cycle."""
         parser, self.parser = self.parser, None
+        self._made_by(None, None)
         if parser is not None:
             try:
                 guarded(self.budget, parser.on_close)

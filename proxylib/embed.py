@@ -20,12 +20,20 @@ from typing import Any
 import proxylib_native
 
 from proxylib.connection import Connection
+from proxylib.control import ControlSocket
 from proxylib.errors import ConfigError
 from proxylib.http import HttpRule
 from proxylib.http_filter import HttpFilterConfig
 from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
 from proxylib.ops import FilterResult
-from proxylib.registry import get_parser_factory, load_parser_file, parser_names
+from proxylib.registry import (
+    generations,
+    get_parser_factory,
+    load_parser_file,
+    loaded_parser_names,
+    parser_names,
+)
+from proxylib.reload import reload_parser
 from proxylib.sandbox import OnError, Settings, breaker_of, parse_settings
 from proxylib.sandbox.isolation import Worker
 from proxylib.sandbox.settings import KEYS as SANDBOX_KEYS
@@ -235,6 +243,7 @@ FILTER_KEYS: dict[str, type | tuple[type, ...]] = {
     "parser_modules": list,
     "record": dict,
     "secrets_path": str,
+    "control_path": str,
     **SANDBOX_KEYS,
 }
 
@@ -296,6 +305,8 @@ def local_config(values: Mapping[str, Any]) -> FilterConfig:
     if get_parser_factory(parser) is None:
         raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")
     number, instance = _open_instance(values, values.get("xds_path", ""))
+    if "control_path" in values:
+        _listen(values["control_path"])
     breaker_of(parser).configure(settings.breaker_panics, settings.breaker_period)
     return FilterConfig(
         number,
@@ -360,6 +371,50 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
         worker,
     )
 
+
+def _listen(path: str) -> None:
+    if path not in _controls:
+        try:
+            _controls[path] = ControlSocket(Path(path), {"reload": _reload, "status": _status})
+        except OSError as error:
+            raise ConfigError(f"control_path {path!r}: {error.strerror or error}") from error
+
+
+def _reload(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The command ``{"command": "reload", "parser": NAME, "drain": SECONDS or null}``."""
+    name, drain = request.get("parser"), request.get("drain")
+    if not isinstance(name, str) or not (drain is None or isinstance(drain, (int, float))):
+        raise ConfigError("reload: parser is a name, drain a number of seconds or null")
+    names = reload_parser(name, instances.check_rules, drain=drain)
+    instances.parsers_loaded(anew=True)
+    for each in names:
+        breaker_of(each).reset()
+    proxylib_native.reloaded()
+    if drain is not None:
+        # Once more, when the connections of the old code have had their time.
+        timer = threading.Timer(drain, proxylib_native.reloaded)
+        timer.daemon = True
+        timer.start()
+    log.info("reloaded %s", ", ".join(names))
+    return {"parsers": names}
+
+
+def _status(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The command ``{"command": "status"}``: the parsers in use, their code and breakers."""
+    return {
+        "parsers": {
+            name: {
+                "generations": {f.generation: f.connections for f in generations(name)},
+                "breaker": breaker_of(name).state,
+                "panics": breaker_of(name).total,
+            }
+            for name in loaded_parser_names()
+        }
+    }
+
+
+_controls: dict[str, ControlSocket] = {}
+"""The control sockets of this process, by path; they last as long as it does."""
 
 _loaded: set[str] = set()
 """Parser files that this process has imported."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import Protocol
 
 from proxylib import npds
 from proxylib.connection import Connection, LogStream
-from proxylib.errors import ConfigError, PolicyError, RegistrationError
+from proxylib.errors import ConfigError, PolicyError, RegistrationError, RuleError
 from proxylib.hosts import HostMap, compile_hosts
 from proxylib.http_secrets import Secrets
 from proxylib.message import Properties
 from proxylib.ops import FilterResult
+from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import accesslog_pb2 as accesslog
 from proxylib.registry import get_parser_factory
@@ -100,24 +101,38 @@ class Instance:
         if self.log is not None:
             self.log.close()
 
-    def parsers_loaded(self) -> None:
-        """Compile again what was closed for want of a parser."""
+    def parsers_loaded(self, *, anew: bool = False) -> None:
+        """Compile again what was closed for want of a parser; `anew`: everything."""
         with self._lock:
             try:
-                self._compile(self.policy.version, list(self.policy.compiled))
+                self._compile(self.policy.version, list(self.policy.compiled), anew=anew)
             except PolicyError as error:
                 log.warning("the policy stays as it was: %s", error)
+
+    def check_rules(self, factories: Mapping[str, ParserFactory]) -> None:
+        """Raise RegistrationError unless `factories` know the rules that are in force."""
+        for name, factory in factories.items():
+            for rule in self.policy.rules_of(name):
+                if type(rule) is factory.rule_class:
+                    continue
+                try:
+                    factory.rule_class(rule.pairs)
+                except RuleError as error:
+                    raise RegistrationError(
+                        f"the new code of {name!r} does not know a rule that is in force: {error}"
+                    ) from error
 
     def _set_policy(self, version: str, resources: Sequence[bytes]) -> None:
         with self._lock:
             self._compile(version, resources)
 
-    def _compile(self, version: str, resources: Sequence[bytes]) -> None:
+    def _compile(self, version: str, resources: Sequence[bytes], *, anew: bool = False) -> None:
+        previous = None if anew else self.policy
         self.policy = compile_policies(
             resources,
             get_parser_factory,
             version=version,
-            previous=self.policy,
+            previous=previous,
             secrets=self.secrets,
         )
 
@@ -303,12 +318,22 @@ class InstanceTable:
             del self._instances[number]
         instance.close()
 
-    def parsers_loaded(self) -> None:
-        """Have every open instance look again for the parsers of its policy."""
+    def parsers_loaded(self, *, anew: bool = False) -> None:
+        """Have every open instance look again for the parsers of its policy.
+
+        anew: their code has changed.
+        """
+        for instance in self._open():
+            instance.parsers_loaded(anew=anew)
+
+    def check_rules(self, factories: Mapping[str, ParserFactory]) -> None:
+        """Raise RegistrationError unless `factories` know the rules in force anywhere."""
+        for instance in self._open():
+            instance.check_rules(factories)
+
+    def _open(self) -> list[Instance]:
         with self._lock:
-            instances = list(self._instances.values())
-        for instance in instances:
-            instance.parsers_loaded()
+            return list(self._instances.values())
 
     def get(self, number: int) -> Instance | None:
         return self._instances.get(number)

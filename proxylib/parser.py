@@ -47,9 +47,10 @@ class Parser(ABC):
     def self_check(cls) -> None:
         """Hook: raise what you like if this code is not fit to run.
 
-        Called before a new version takes the place of the running one (docs/reload.md);
-        play a dialogue or two here (`proxylib.testing.check_dialogue`).
+        Called before a new version takes the place of the running one (docs/reload.md).
+        Extend it with a dialogue or two (`proxylib.testing.check_dialogue`).
         """
+        cls.check_class()
 
     def migrate(self, old: Parser) -> bool:
         """Hook: take over a running connection from `old`, its parser of the version before.
@@ -112,6 +113,12 @@ class ParserFactory:
 
     description: str = ""
     """One line for people: what protocol this is."""
+
+    generation: int = 1
+    """Counts up each time the code is reloaded."""
+
+    connections: int = 0
+    """How many run on this generation's code now."""
 
     def create(self, connection: Connection) -> Parser | None:
         """Called once per new connection; None refuses it (POLICY_DROP)."""

@@ -9,7 +9,7 @@ The connection keeps the decision until the map is replaced.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -37,6 +37,9 @@ HTTP = "http"
 
 FindFactory = Callable[[str], RuleSource | None]
 
+DecisionKey = tuple[bool, int, int, str, type[L7Rule] | None]
+"""(ingress, port, remote, parser, the parser's rule class)."""
+
 _MAX_DECISIONS = 1 << 13
 """Cached decisions per endpoint: ports x remotes in use at a time."""
 
@@ -46,11 +49,13 @@ class Decision:
     """What the policy says about a connection. `reason` tells why nothing can pass.
 
     would: what would be in force if nothing were in audit mode; None: the same.
+    foreign: the rules had to be read again for the connection's version of the parser.
     """
 
     matcher: Matcher
     reason: str = ""
     would: Matcher | None = None
+    foreign: bool = False
 
     @property
     def denied(self) -> bool:
@@ -105,24 +110,43 @@ class EndpointPolicy:
     settled: bool = True
     audit: EndpointPolicy | None = None
     # They live as long as the resource does not change, whatever else does.
-    _decisions: dict[tuple[bool, int, int, str], Decision] = field(default_factory=dict)
+    _decisions: dict[DecisionKey, Decision] = field(default_factory=dict)
     _matchers: dict[tuple[tuple[Rule, ...], str], Matcher] = field(default_factory=dict)
 
-    def decide(self, *, ingress: bool, port: int, remote: int, parser: str) -> Decision:
-        """The decision for a connection. Fails closed, with a reason."""
-        key = (ingress, port, remote, parser)
+    def decide(
+        self,
+        *,
+        ingress: bool,
+        port: int,
+        remote: int,
+        parser: str,
+        rule_class: type[L7Rule] | None = None,
+    ) -> Decision:
+        """The decision for a connection. Fails closed, with a reason.
+
+        rule_class: what the connection's parser understands; None: what the rules
+        were compiled for.
+        """
+        key = (ingress, port, remote, parser, rule_class)
         decision = self._decisions.get(key)
         if decision is None:
-            if len(self._decisions) >= _MAX_DECISIONS:
-                self._decisions.clear()
             decision = self._decide(*key)
             if self.audit is not None and not decision.denied:
-                would = self.audit.decide(ingress=ingress, port=port, remote=remote, parser=parser)
+                would = self.audit.decide(
+                    ingress=ingress, port=port, remote=remote, parser=parser, rule_class=rule_class
+                )
                 decision = replace(decision, would=would.matcher)
+            if decision.foreign:
+                # Not kept: an old version's code is to be freed when it is done.
+                return decision
+            if len(self._decisions) >= _MAX_DECISIONS:
+                self._decisions.clear()
             self._decisions[key] = decision
         return decision
 
-    def _decide(self, ingress: bool, port: int, remote: int, parser: str) -> Decision:
+    def _decide(
+        self, ingress: bool, port: int, remote: int, parser: str, rule_class: type[L7Rule] | None
+    ) -> Decision:
         direction = "ingress" if ingress else "egress"
         covering = [p for p in (self.ingress if ingress else self.egress) if p.covers(port)]
         if not covering:
@@ -139,6 +163,10 @@ class EndpointPolicy:
             return Decision(never, f"identity {remote} is not allowed on {direction} port {port}")
         if any(rule.deny for rule in selected):
             return Decision(never, f"identity {remote} is denied on {direction} port {port}")
+        if rule_class is not None and any(
+            rule.rule_class not in (None, rule_class) for rule in selected if rule.parser == parser
+        ):
+            return _decide_foreign(selected, parser, rule_class)
         matcher = self._matcher(selected, parser)
         wanted = ", ".join(sorted({rule.parser for rule in selected if rule.parser}))
         reason = f"{direction} port {port} is for parser {wanted}, not {parser}"
@@ -164,13 +192,30 @@ class PolicyMap:
     """By serialized resource, so that the next version recompiles only what changed."""
 
     def decide(
-        self, policy_name: str, *, ingress: bool, port: int, remote: int, parser: str
+        self,
+        policy_name: str,
+        *,
+        ingress: bool,
+        port: int,
+        remote: int,
+        parser: str,
+        rule_class: type[L7Rule] | None = None,
     ) -> Decision:
-        """The decision for a connection. Fails closed, with a reason."""
+        """The decision for a connection (EndpointPolicy.decide). Fails closed, with a reason."""
         endpoint = self.endpoints.get(policy_name)
         if endpoint is None:
             return Decision(never, f"no policy for endpoint {policy_name or '(none)'}")
-        return endpoint.decide(ingress=ingress, port=port, remote=remote, parser=parser)
+        return endpoint.decide(
+            ingress=ingress, port=port, remote=remote, parser=parser, rule_class=rule_class
+        )
+
+    def rules_of(self, parser: str) -> Iterator[L7Rule]:
+        """Every rule that is in force for `parser`, anywhere."""
+        for endpoint in self.endpoints.values():
+            for port in (*endpoint.ingress, *endpoint.egress):
+                for rule in port.rules:
+                    if rule.parser == parser:
+                        yield from (*rule.allow, *rule.block)
 
 
 def _top_tier(rules: Sequence[Rule], remote: int) -> tuple[Rule, ...]:
@@ -189,6 +234,27 @@ def _top_tier(rules: Sequence[Rule], remote: int) -> tuple[Rule, ...]:
             return tuple(verdicts)
         ceiling = min(rule.pass_to for rule in tier if rule.pass_to is not None)
     return ()
+
+
+def _decide_foreign(
+    rules: tuple[Rule, ...], parser: str, rule_class: type[L7Rule]
+) -> Decision:
+    """The decision for a version of the parser that the rules were not compiled for."""
+    try:
+        ours = tuple(_for_class(rule, rule_class) for rule in rules if rule.parser in ("", parser))
+    except RuleError as error:
+        reason = f"this version of {parser} does not know the rules: {error}"
+        return Decision(never, reason, foreign=True)
+    return Decision(_compile_l7(ours, parser), foreign=True)
+
+
+def _for_class(rule: Rule, rule_class: type[L7Rule]) -> Rule:
+    """`rule` for another version of its parser. Raises RuleError if that does not know it."""
+    if rule.rule_class is None:
+        return rule
+    allow = tuple(rule_class(item.pairs) for item in rule.allow)
+    block = tuple(rule_class(item.pairs) for item in rule.block)
+    return replace(rule, rule_class=rule_class, allow=allow, block=block)
 
 
 def _compile_l7(rules: tuple[Rule, ...], parser: str) -> Matcher:

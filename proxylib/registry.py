@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import entry_points
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from proxylib.errors import RegistrationError
 from proxylib.parser import ClassFactory, Parser, ParserFactory
@@ -26,6 +29,10 @@ ENTRY_POINT_GROUP = "proxylib.parsers"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 _factories: dict[str, ParserFactory] = {}
+
+_superseded: WeakKeyDictionary[ParserFactory, tuple[str, float]] = WeakKeyDictionary()
+"""Factories that were replaced: whose, and until when their connections may go on
+(monotonic)."""
 
 _staged: ContextVar[dict[str, ParserFactory] | None] = ContextVar("staged", default=None)
 """Where registrations go instead, while code is loaded on trial."""
@@ -80,7 +87,9 @@ def get_parser_factory(name: str) -> ParserFactory | None:
     Loads the entry point of that name if need be; one that fails to import
     raises RegistrationError.
     """
-    factory = _factories.get(name)
+    staged = _staged.get()
+    factory = None if staged is None else staged.get(name)
+    factory = factory or _factories.get(name)
     if factory is None:
         for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
             _load(entry.name, entry.load)
@@ -94,6 +103,11 @@ def parser_names() -> list[str]:
     return sorted(installed | set(_factories))
 
 
+def loaded_parser_names() -> list[str]:
+    """The names that are registered in this process by now."""
+    return sorted(_factories)
+
+
 @contextmanager
 def staging() -> Iterator[dict[str, ParserFactory]]:
     """Inside the block, what this thread registers goes into the dict, and is not in force."""
@@ -105,9 +119,33 @@ def staging() -> Iterator[dict[str, ParserFactory]]:
         _staged.reset(token)
 
 
-def replace_parser_factories(factories: Mapping[str, ParserFactory]) -> None:
-    """Put other factories in force, for new connections; those there are keep theirs."""
-    _factories.update(factories)
+def replace_parser_factories(
+    factories: Mapping[str, ParserFactory], drain: float | None = None
+) -> None:
+    """Put other factories in force, for new connections; those there are keep theirs.
+
+    drain: seconds after which these are `overdue`; None: never.
+    """
+    until = inf if drain is None else time.monotonic() + drain
+    for name, factory in factories.items():
+        old = _factories.get(name)
+        if old is not None:
+            factory.generation = old.generation + 1
+            _superseded[old] = (name, until)
+        _factories[name] = factory
+
+
+def overdue(factory: ParserFactory) -> bool:
+    """Whether the connections of a factory that was replaced have had their time."""
+    return time.monotonic() >= _superseded.get(factory, ("", inf))[1]
+
+
+def generations(name: str) -> list[ParserFactory]:
+    """The factory of `name`, and those before it that still have connections; newest first."""
+    current = _factories.get(name)
+    old = [f for f, (known, _) in list(_superseded.items()) if known == name and f.connections]
+    every = ([] if current is None else [current]) + old
+    return sorted(every, key=lambda factory: -factory.generation)
 
 
 def load_parser_file(path: Path) -> list[str]:

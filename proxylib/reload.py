@@ -33,18 +33,21 @@ from proxylib.registry import (
 )
 
 Install = Callable[[Mapping[str, ParserFactory]], None]
-"""Makes ready for other factories (compiles policies with their rules), or raises."""
+"""Looks whether other factories fit (know the rules that are in force), or raises."""
 
 _lock = threading.Lock()
 """One reload at a time."""
 
 
-def reload_parser(name: str, install: Install = lambda factories: None) -> list[str]:
+def reload_parser(
+    name: str, install: Install = lambda factories: None, *, drain: float | None = None
+) -> list[str]:
     """Load the code of parser `name` anew; returns the names that it registers.
 
     install: called with the new factories before they are in force; if it raises, they
-    never are.  Raises RegistrationError with the author's traceback; then everything
-    is as it was.
+    never are.  drain: seconds that connections of the old code have to end; None: as
+    long as they like.  Raises RegistrationError with the author's traceback; then
+    everything is as it was.
     """
     with _lock:
         factory = get_parser_factory(name)
@@ -55,7 +58,7 @@ def reload_parser(name: str, install: Install = lambda factories: None) -> list[
             _import(module)
             _check(name, module, staged)
             install(staged)
-            replace_parser_factories(staged)
+            replace_parser_factories(staged, drain)
         return sorted(staged)
 
 

@@ -29,12 +29,13 @@ SOURCES = (
     "cabi.c",
     "envoy_buffer.c",
     "envoy_config.c",
+    "live.c",
     "envoy.c",
     "envoy_http.c",
 )
 HEADERS = (
     *("native.h", "proxylib.h", "log.h", "isolate.h", "build.py"),
-    *("envoy_abi.h", "envoy_buffer.h", "envoy_config.h", "envoy_http_abi.h"),
+    *("envoy_abi.h", "envoy_buffer.h", "envoy_config.h", "envoy_http_abi.h", "live.h"),
 )
 MODULE = "proxylib.libproxylib"
 

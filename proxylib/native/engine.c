@@ -25,8 +25,11 @@ static int64_t get_number(PyObject *object, const char *name) {
   return number;
 }
 
+unsigned reloads;
+
 bool connection_init(struct connection *c, PyObject *object) {
   memset(c, 0, sizeof *c);
+  c->code = reloads;
   PyObject *parser = NULL, *injected = NULL;
   bool ok = false;
   c->batch = get_number(object, "batch") > 0;
@@ -57,6 +60,31 @@ done:
   Py_XDECREF(parser);
   Py_XDECREF(injected);
   if (!ok) connection_close(c);
+  return ok;
+}
+
+/* Takes up the parser that the Python connection has now. */
+static bool take_parser(struct connection *c) {
+  PyObject *parser = get(c->object, "parser"), *call = NULL;
+  int64_t batch = get_number(c->object, "batch"), budget = get_number(c->object, "budget");
+  if (parser && !PyErr_Occurred()) call = batch > 0 ? get(parser, "on_batch") : get(c->object, "run");
+  Py_XDECREF(parser);
+  if (!call) return false;
+  c->batch = batch > 0;
+  c->budget = budget;
+  Py_SETREF(c->call, call);
+  return true;
+}
+
+bool connection_refresh(struct connection *c) {
+  if (c->code == reloads) return true;
+  c->code = reloads;
+  /* Without a parser of its own in this process there is nothing to look at. */
+  if (c->remote || c->call == Py_None) return true;
+  PyObject *goes_on = PyObject_CallMethod(c->object, "refresh", NULL);
+  bool ok = goes_on == Py_True && take_parser(c);
+  Py_XDECREF(goes_on);
+  if (PyErr_Occurred()) python_print_error("a connection after a reload");
   return ok;
 }
 
@@ -302,6 +330,7 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
     return op_append(out, c->settled[reply], limits.max_op_bytes) ? RESULT_OK
                                                                   : RESULT_UNKNOWN_ERROR;
   }
+  if (!connection_refresh(c)) return RESULT_PARSER_ERROR;
   for (;;) {
     size_t start = at.offset, left = total - start, seen = left < window ? left : window;
     bool end = end_stream && seen == left;

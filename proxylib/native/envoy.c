@@ -12,6 +12,7 @@
 #include "envoy_buffer.h"
 #include "envoy_config.h"
 #include "isolate.h"
+#include "live.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +23,7 @@ struct filter {
   PyObject *config;
   struct connection connection;
   struct direction directions[2]; /* original (read), reply (write) */
-  envoy_scheduler scheduler;
+  struct live live;
   bool open, dead;
   bool full;       /* more waits for the client than Envoy's high watermark */
   bool answers;    /* the parser has answered in the server's place */
@@ -70,13 +71,10 @@ static bool output_add_ops(const struct input *in, const struct op_list *list,
 
 /* -- closing -------------------------------------------------------------------- */
 
-enum { SCHEDULED_CLOSE = 1, SCHEDULED_DEATH };
+enum { SCHEDULED_CLOSE = 1, SCHEDULED_DEATH, SCHEDULED_REFRESH };
 
 static void schedule(struct filter *f, uint64_t event) {
-  if (!f->scheduler) {
-    f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
-  }
-  envoy_dynamic_module_callback_network_filter_scheduler_commit(f->scheduler, event);
+  envoy_dynamic_module_callback_network_filter_scheduler_commit(f->live.scheduler, event);
 }
 
 static void close_connection(struct filter *f, int how) {
@@ -234,6 +232,8 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   return STATUS_CONTINUE;
 }
 
+void envoy_reloaded(void) { live_tell_all(SCHEDULED_REFRESH); }
+
 /* Called on any thread. */
 static void worker_died(void *filter) { schedule(filter, SCHEDULED_DEATH); }
 
@@ -298,7 +298,6 @@ HOOK(void *, network_filter_new)(const void *config, envoy_filter envoy) {
 }
 
 HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
-  (void)envoy;
   struct filter *f = filter;
   envoy_buffer remote = {"", 0}, local = {"", 0};
   uint32_t remote_port = 0, local_port = 0;
@@ -312,11 +311,11 @@ HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
   if (PyErr_Occurred()) envoy_log_exception("opening a connection");
   Py_XDECREF(connection);
   python_leave();
-  if (f->open && f->connection.remote) {
-    f->scheduler = envoy_dynamic_module_callback_network_filter_scheduler_new(f->envoy);
-    remote_watch(&f->connection, worker_died, f);
+  if (f->open) {
+    live_add(&f->live, envoy);
+    if (f->connection.remote) remote_watch(&f->connection, worker_died, f);
+    return STATUS_CONTINUE;
   }
-  if (f->open) return STATUS_CONTINUE;
   close_connection(f, CLOSE_NO_FLUSH);
   return STATUS_STOP_ITERATION;
 }
@@ -339,8 +338,14 @@ HOOK(void, network_filter_event)(envoy_filter envoy, void *filter, int event) {
 
 HOOK(void, network_filter_scheduled)(envoy_filter envoy, void *filter, uint64_t event) {
   (void)envoy;
-  if (event == SCHEDULED_CLOSE) close_connection(filter, CLOSE_FLUSH_WRITE);
-  if (event == SCHEDULED_DEATH) on_death(filter);
+  struct filter *f = filter;
+  if (event == SCHEDULED_CLOSE) close_connection(f, CLOSE_FLUSH_WRITE);
+  if (event == SCHEDULED_DEATH) on_death(f);
+  if (event != SCHEDULED_REFRESH || f->dead) return;
+  python_enter();
+  f->dead = !connection_refresh(&f->connection);
+  python_leave();
+  if (f->dead) close_connection(f, CLOSE_FLUSH_WRITE);
 }
 
 HOOK(void, network_filter_destroy)(void *filter) {
@@ -350,7 +355,7 @@ HOOK(void, network_filter_destroy)(void *filter) {
     connection_close(&f->connection);
     python_leave();
   }
-  if (f->scheduler) envoy_dynamic_module_callback_network_filter_scheduler_delete(f->scheduler);
+  live_remove(&f->live);
   free(f->directions[0].held);
   free(f->directions[1].held);
   free(f);

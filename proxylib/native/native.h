@@ -8,7 +8,7 @@
  * isolate.c    the same parser in a process of its own
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
  * envoy.c      face 2: Envoy's dynamic-module network filter (envoy_buffer.c reads
- *              and rewrites Envoy's buffers)
+ *              and rewrites Envoy's buffers; live.c knows which filters there are)
  * envoy_http.c face 2: the HTTP filter (envoy_config.c has what both filters need)
  *
  * Python objects are touched only between python_enter and python_leave.
@@ -129,6 +129,7 @@ struct connection {
   int64_t budget;        /* of one call, nanoseconds */
   enum op settled[2];    /* OP_PASS or OP_DROP: all that comes, without the parser */
   enum on_error on_error; /* if another process has said so */
+  unsigned code;          /* `reloads` when the parser's code was last looked at */
   bool batch;
   /* Of a parser in another process. */
   struct remote *remote; /* `object` keeps it alive */
@@ -136,6 +137,16 @@ struct connection {
   bool told; /* that it has died */
   struct watcher watcher;
 };
+
+/* How often parsers have been reloaded. With the GIL. */
+extern unsigned reloads;
+
+/* Lets reloaded code take over; false if the connection is to be closed, which has been
+ * logged. Needs the GIL. */
+bool connection_refresh(struct connection *c);
+
+/* envoy.c: has every connection look at reloaded code. From any thread. */
+void envoy_reloaded(void);
 
 /* Takes a new reference of `object`. False, with a Python error set, on failure. */
 bool connection_init(struct connection *c, PyObject *object);

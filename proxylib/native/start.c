@@ -105,11 +105,27 @@ void python_print_error(const char *where) {
   }
 }
 
+static PyObject *reloaded(PyObject *module, PyObject *none) {
+  (void)module, (void)none;
+  reloads++;
+  Py_BEGIN_ALLOW_THREADS
+  envoy_reloaded();
+  Py_END_ALLOW_THREADS
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef native_methods[] = {
+    {"reloaded", reloaded, METH_NOARGS,
+     "reloaded(): parsers have new code; every connection looks at it, idle ones too."},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "proxylib_native",
     .m_doc = "What libproxylib gives to its own Python code.",
     .m_size = -1,
+    .m_methods = native_methods,
 };
 
 /* What an ordinary Python process imports: proxylib/sandbox/native.py. */

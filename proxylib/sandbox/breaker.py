@@ -93,6 +93,11 @@ class Breaker:
             self._until = now + self._pause
             return self._pause
 
+    def reset(self) -> None:
+        """The parser has new code: what the old one did does not count."""
+        with self._lock:
+            self._close()
+
     def ended(self) -> None:
         """A connection has ended without a panic."""
         if self._trial is not None:

@@ -1,0 +1,22 @@
+/* Which of Envoy's filters there are, from whichever thread (live.c). */
+#ifndef PROXYLIB_LIVE_H
+#define PROXYLIB_LIVE_H
+
+#include "envoy_abi.h"
+
+/* One filter, inside its own structure. `scheduler` posts events to its thread. */
+struct live {
+  envoy_scheduler scheduler;
+  struct live *next, **self;
+};
+
+/* Adds a filter; on its own thread. */
+void live_add(struct live *live, envoy_filter envoy);
+
+/* Takes it out, and frees its scheduler. What was never added is left alone. */
+void live_remove(struct live *live);
+
+/* Posts an event to the thread of every filter; from any thread. */
+void live_tell_all(uint64_t event);
+
+#endif
