@@ -29,6 +29,7 @@ from node.errors import EnvoyDied, SetupError
 from node.folder import private_folder
 from node.parsers import ParserChoice
 from node.policies import PolicyServer
+from node.reloading import CodeWatcher
 from node.stopping import MAX_WAIT
 from proxylib.accesslog import AccessLogServer
 from proxylib.proto.accesslog_pb2 import LogEntry
@@ -64,9 +65,11 @@ class ProxyConfig:
     listen: port 0 takes a free one. policies: files, or folders of them. access_log: the
     socket of a consumer that somebody else runs; None: entries come to
     `on_entries`. egress: the policy is the clients' own, not the upstream's.
-    watch: take up edits of the files. codec: HTTP that Envoy itself decodes, judged in
-    its HTTP filter; None: the parser gets bytes. secrets: folder of the header values
-    that HTTP rules name.
+    watch: take up edits of the files. record: keep what passes. codec: HTTP that Envoy
+    itself decodes, judged in its HTTP filter; None: the parser gets bytes. secrets:
+    folder of the header values that HTTP rules name. control: where the library's
+    control socket is to be; None: in the private folder. reload: take up edits of the
+    parser's code.
     """
 
     parser: ParserChoice
@@ -86,6 +89,8 @@ class ProxyConfig:
     record: bootstrap.RecordConfig | None = None
     codec: bootstrap.Codec | None = None
     secrets: Path | None = None
+    control: Path | None = None
+    reload: bool = False
 
 
 class Proxy:
@@ -158,6 +163,7 @@ class Proxy:
         else:
             _check_consumer(log_path, self._event)
         admin = config.admin.resolve() if config.admin else self.folder / "admin.sock"
+        self.control = (config.control or self.folder / "control.sock").absolute()
         document = self.folder / "envoy.json"
         document.write_text(
             bootstrap.to_json(
@@ -174,6 +180,7 @@ class Proxy:
                             record=config.record,
                             sandbox=config.sandbox,
                             secrets_path=config.secrets and config.secrets.absolute(),
+                            control_path=self.control,
                         ),
                         listen=listen,
                         upstream=upstream,
@@ -209,6 +216,8 @@ class Proxy:
             pid=self.pid,
         )
         self.policy.wait_in_force(POLICY_TIMEOUT)
+        if config.reload:
+            stack.enter_context(CodeWatcher(config.parser.name, self.control, self._event))
         self._event("ready", "ready", "good", listen=str(self.address), pid=self.pid)
 
     def _envoy_line(self, line: str) -> None:

@@ -155,7 +155,7 @@ class Connection:
             if self.settings.time_budget is None:
                 self.budget = _nanoseconds(parser.time_budget)
             self.attach(parser)
-            self._made_by(factory, parser)
+            self.made_by(factory, parser)
         except BaseException as error:
             return self.panic(error)
         return FilterResult.OK
@@ -189,11 +189,12 @@ class Connection:
             return False
         if taken:
             self.attach(parser)
-            self._made_by(factory, parser)
+            self.made_by(factory, parser)
             self._policy = None
         return taken
 
-    def _made_by(self, factory: ParserFactory | None, parser: Parser | None) -> None:
+    def made_by(self, factory: ParserFactory | None, parser: Parser | None) -> None:
+        """Remember who made which parser, so that a reload can find its connections."""
         if self.factory is not None:
             self.factory.connections -= 1
         if factory is not None:
@@ -382,7 +383,7 @@ class Connection:
     def close(self) -> None:
         """The connection is gone: tell the parser and break the reference cycle."""
         parser, self.parser = self.parser, None
-        self._made_by(None, None)
+        self.made_by(None, None)
         if parser is not None:
             try:
                 guarded(self.budget, parser.on_close)

@@ -26,6 +26,10 @@ from proxylib.parser import ClassFactory, Parser, ParserFactory
 
 ENTRY_POINT_GROUP = "proxylib.parsers"
 
+FILE_MODULES = "proxylib_parser_file."
+"""Before the names of modules that were given as files: one named json.py must not become
+everybody's json."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 _factories: dict[str, ParserFactory] = {}
@@ -158,8 +162,7 @@ def load_parser_file(path: Path) -> list[str]:
     if imported is not None and (names := _registered_by(imported)):
         return names
     before = dict(_factories)
-    # Not by its bare stem: a file named json.py must not become everybody's json.
-    module_name = f"proxylib_parser_file.{path.stem}"
+    module_name = f"{FILE_MODULES}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise RegistrationError(f"{path}: no such Python file")

@@ -26,6 +26,7 @@ from proxylib.errors import RegistrationError
 from proxylib.parser import ClassFactory, ParserFactory
 from proxylib.registry import (
     ENTRY_POINT_GROUP,
+    FILE_MODULES,
     get_parser_factory,
     module_of,
     replace_parser_factories,
@@ -112,10 +113,10 @@ def _forget_bytecode(module: ModuleType) -> None:
 
 def _import(old: ModuleType) -> None:
     try:
-        if old.__spec__ is not None and importlib.util.find_spec(old.__name__) is not None:
-            importlib.import_module(old.__name__)
-        else:
+        if old.__name__.startswith(FILE_MODULES):
             _run_file(old)
+        else:
+            importlib.import_module(old.__name__)
     except (Exception, SystemExit) as error:
         raise RegistrationError(f"the new code does not load:\n{_story(error)}") from error
 

@@ -10,6 +10,8 @@ command: LazyGroup = command_group(
         "list": ("node.commands.parser_list", "Which parsers can be named."),
         "describe": ("node.commands.parser_describe", "What one parser is, and its rule keys."),
         "new": ("node.commands.parser_new", "Begin a parser of your own."),
+        "reload": ("node.commands.parser_reload", "New code for a running parser."),
+        "status": ("node.commands.parser_status", "The parsers of a running proxy."),
         "profile": ("node.commands.parser_profile", "Where a parser's time goes."),
         "test": ("node.commands.parser_test", "What every parser must pass, and its own tests."),
     },

@@ -151,6 +151,17 @@ _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
     type=click.FloatRange(0.001, 60),
     help="Longest call into the parser, which is interrupted then [default: the parser's, 0.1].",
 )
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Take up edits of the parser's code while running; connections stay.",
+)
+@click.option(
+    "--control",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Where 'proxylib parser reload' and 'status' reach this proxy [default: nowhere].",
+)
 def command(
     parser: str,
     listen: Address,
@@ -168,6 +179,8 @@ def command(
     as_json: bool,
     egress: bool,
     watch: bool,
+    reload: bool,
+    control: Path | None,
     isolation: str = "none",
     on_error: str | None = None,
     time_budget: float | None = None,
@@ -190,7 +203,8 @@ def command(
 
     With --json every line on stdout is an object: decisions have "verdict", the
     rest has "event": listening, metrics, rules, ready, upstream, policy-warning,
-    irrelevant-policy, bad-edit, rules-not-in-force, access-log, envoy-log, stopped.
+    irrelevant-policy, bad-edit, rules-not-in-force, reloaded, reload-refused,
+    access-log, envoy-log, stopped.
     The last one is "stopped", with the exit status; an error is told on stderr too.
     """
     from node.metrics import counting
@@ -232,6 +246,8 @@ def command(
                 watch=watch,
                 sandbox=sandbox,
                 record=record,
+                reload=reload,
+                control=control,
             )
             with (
                 counting(metrics, console.entries, tell) as entries,

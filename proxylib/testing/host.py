@@ -138,6 +138,7 @@ class Host:
         if made is None:
             raise HostClosed("the parser refused the connection")
         self.connection.attach(made)
+        self.connection.made_by(found, made)
         self.on_data = self.connection.on_data
         """The engine's call of the parser, for those who want to look between."""
 

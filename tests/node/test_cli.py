@@ -57,6 +57,8 @@ def test_help_names_every_command_and_imports_none() -> None:
         ["parser", "describe"],
         ["parser", "new"],
         ["parser", "profile"],
+        ["parser", "reload"],
+        ["parser", "status"],
         ["parser", "test"],
         ["policy"],
         ["policy", "validate"],

@@ -99,6 +99,7 @@ class FilterConfig:
     secrets_path: Path | None = None
     sandbox: Mapping[str, object] = field(default_factory=dict)
     """Keys of proxylib.sandbox.settings: on_error, isolation, time_budget, ..."""
+    control_path: Path | None = None
 
     def to_json(self) -> str:
         values: dict[str, object] = {
@@ -119,6 +120,8 @@ class FilterConfig:
             values["secrets_path"] = str(self.secrets_path)
         if self.record is not None:
             values["record"] = {**asdict(self.record), "folder": str(self.record.folder)}
+        if self.control_path is not None:
+            values["control_path"] = str(self.control_path)
         return json.dumps(values)
 
 

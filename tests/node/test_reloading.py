@@ -1,0 +1,207 @@
+"""New code under the connections of a real Envoy: nothing is lost, nothing restarts."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from node.address import Address
+from node.parsers import choose_parser
+from node.reloading import code_of, reload_everywhere
+from node.run import Event, Proxy, ProxyConfig
+from proxylib import registry
+from proxylib.control import ask
+from proxylib.errors import ProxylibError
+from proxylib.proto.accesslog_pb2 import LogEntry
+
+CODE = """
+from proxylib import FramedParser, Message, lines, parser
+
+@parser("versioned")
+class Versioned(FramedParser):
+    framing = lines(b"\\n")
+    version = {version}
+    seen = 0
+
+    def request(self, frame):
+        self.seen += 1
+        return Message(version=self.version, seen=self.seen, frame=frame)
+{more}
+"""
+
+MIGRATE = """
+    def migrate(self, old):
+        self.seen = old.seen
+        return True
+"""
+
+CONNECTIONS = 500
+RELOADS = 50
+
+
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+
+
+def write(path: Path, version: int, more: str = "") -> None:
+    path.write_text(CODE.format(version=version, more=more))
+
+
+def until(true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+class Stage:
+    """A proxy with the versioned parser in front of an echo server."""
+
+    def __init__(self, proxy: Proxy, code: Path, log: list[LogEntry], events: list[Event]) -> None:
+        self.proxy = proxy
+        self.code = code
+        self.log = log
+        self.events = events
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.proxy.address.host, self.proxy.address.port), 10)
+
+    def reload(self, drain: float | None = None) -> None:
+        reload_everywhere("versioned", self.proxy.control, drain)
+
+    def generations(self) -> dict[str, int]:
+        parsers = ask(self.proxy.control, {"command": "status"})["parsers"]
+        counts: dict[str, int] = parsers["versioned"]["generations"]
+        return counts
+
+    def versions(self) -> list[str]:
+        return [entry.generic_l7.fields["version"] for entry in self.log]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: object) -> Iterator[Stage]:
+    monkeypatch.setattr(registry, "_factories", {})
+    code = tmp_path / "versioned_parser.py"
+    write(code, 1)
+    log: list[LogEntry] = []
+    events: list[Event] = []
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(("127.0.0.1", 0), Echo))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+        config = ProxyConfig(
+            parser=choose_parser(str(code)),
+            listen=Address.parse("127.0.0.1:0", any_port=True),
+            upstream=Address(*server.server_address[:2]),  # type: ignore[arg-type]
+            reload=getattr(request, "param", False),
+        )
+        proxy = Proxy(config, on_entries=log.extend, on_event=events.append)
+        yield Stage(stack.enter_context(proxy), code, log, events)
+
+
+def exchange(client: socket.socket, sent: bytes, expected: bytes) -> None:
+    client.sendall(sent)
+    got = b""
+    while len(got) < len(expected):
+        chunk = client.recv(4096)
+        assert chunk, f"closed after {got!r}"
+        got += chunk
+    assert got == expected
+
+
+def test_connections_in_the_middle_of_a_message_over_many_reloads(stage: Stage) -> None:
+    """Every connection keeps its code and its half message; no byte is lost."""
+    pid = stage.proxy.pid
+    with ExitStack() as stack:
+        clients = [stack.enter_context(stage.connect()) for _ in range(CONNECTIONS)]
+        for number, client in enumerate(clients):
+            exchange(client, b"first\nhalf %d" % number, b"first\n")
+        for version in range(2, RELOADS + 2):
+            write(stage.code, version)
+            stage.reload()
+            with stage.connect() as new:
+                exchange(new, b"new\n", b"new\n")
+        for number, client in enumerate(clients):
+            exchange(client, b" whole\n", b"half %d whole\n" % number)
+        assert stage.generations()["1"] == CONNECTIONS
+    until(lambda: list(stage.generations()) == [str(RELOADS + 1)], "old code is still in use")
+    until(lambda: len(stage.log) == 2 * CONNECTIONS + RELOADS, "log entries are missing")
+    seen = [entry.generic_l7.fields for entry in stage.log]
+    assert sum(fields["version"] == "1" for fields in seen) == 2 * CONNECTIONS
+    assert [f["version"] for f in seen if f["frame"] == "new"] == [
+        str(version) for version in range(2, RELOADS + 2)
+    ]
+    assert stage.proxy.pid == pid
+    assert stage.proxy.envoy.returncode is None
+
+
+def test_a_parser_that_migrates_takes_every_connection_over(stage: Stage) -> None:
+    with stage.connect() as client:
+        exchange(client, b"a\nhal", b"a\n")
+        write(stage.code, 2, MIGRATE)
+        stage.reload()
+        # Idle connections too, at once.
+        until(lambda: stage.generations() == {"2": 1}, "it has not migrated")
+        exchange(client, b"f\n", b"half\n")
+    until(lambda: len(stage.log) == 2, "log entries are missing")
+    assert [(e.generic_l7.fields["version"], e.generic_l7.fields["seen"]) for e in stage.log] == [
+        ("1", "1"),
+        ("2", "2"),
+    ]
+
+
+def test_broken_code_is_refused_with_its_traceback(stage: Stage) -> None:
+    with stage.connect() as client:
+        exchange(client, b"a\n", b"a\n")
+        stage.code.write_text("x = (\n")
+        with pytest.raises(ProxylibError, match="SyntaxError"):
+            ask(stage.proxy.control, {"command": "reload", "parser": "versioned"})
+        exchange(client, b"b\n", b"b\n")
+    assert list(stage.generations()) == ["1"]
+
+
+def test_what_has_not_ended_when_the_drain_time_is_over_is_closed(stage: Stage) -> None:
+    with stage.connect() as idle, stage.connect() as busy:
+        exchange(idle, b"a\n", b"a\n")
+        exchange(busy, b"a\n", b"a\n")
+        write(stage.code, 2)
+        stage.reload(drain=0.5)
+        exchange(busy, b"b\n", b"b\n")
+        idle.settimeout(10)
+        assert idle.recv(10) == b""
+        assert busy.recv(10) == b""
+    until(lambda: len(stage.log) == 5, "log entries are missing")
+    assert stage.log[-1].generic_l7.fields["status"].startswith("Connection closed: parser")
+
+
+@pytest.mark.parametrize("stage", [True], indirect=True)
+def test_edits_are_taken_up(stage: Stage) -> None:
+    write(stage.code, 2)
+    until(lambda: any(e.kind == "reloaded" for e in stage.events), "not reloaded")
+    with stage.connect() as client:
+        exchange(client, b"a\n", b"a\n")
+    until(lambda: stage.versions() == ["2"], "old code")
+    stage.code.write_text("x = (\n")
+    until(lambda: any(e.kind == "reload-refused" for e in stage.events), "not refused")
+    assert "SyntaxError" in next(e.message for e in stage.events if e.kind == "reload-refused")
+
+
+def test_which_code_is_a_parsers() -> None:
+    assert code_of("r2d2").name == "r2d2.py"
+    assert code_of("kafka").name == "kafka"
