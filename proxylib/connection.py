@@ -63,6 +63,7 @@ class Connection:
         "budget",
         "dst_addr",
         "dst_id",
+        "factory",
         "ingress",
         "injected",
         "instance",

@@ -158,12 +158,13 @@ class FilterConfig:
         if isinstance(connection, FilterResult):
             log.error("%s -> %s: %s", src_addr, dst_addr, connection.name)
             return None
+        if self.recorder is not None:
+            # Before the policy is asked: it may put a log of its own in the place of ours.
+            self.recorder.tap(connection)
         if connection.decision.denied:
             connection.log_status(f"Connection closed: {connection.decision.reason}")
             connection.close()
             return None
-        if self.recorder is not None:
-            self.recorder.tap(connection)
         return connection
 
     def close(self) -> None:

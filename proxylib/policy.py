@@ -236,9 +236,7 @@ def _top_tier(rules: Sequence[Rule], remote: int) -> tuple[Rule, ...]:
     return ()
 
 
-def _decide_foreign(
-    rules: tuple[Rule, ...], parser: str, rule_class: type[L7Rule]
-) -> Decision:
+def _decide_foreign(rules: tuple[Rule, ...], parser: str, rule_class: type[L7Rule]) -> Decision:
     """The decision for a version of the parser that the rules were not compiled for."""
     try:
         ours = tuple(_for_class(rule, rule_class) for rule in rules if rule.parser in ("", parser))

@@ -81,7 +81,10 @@ class Recorder:
         if number > self._last or parser is None:
             return
         tape = Tape(self, connection, number)
-        connection.log = tape.log
+        connection.log = tape.recorded(connection.log)
+        if connection.open_audit_log is not None:
+            open_log = connection.open_audit_log
+            connection.open_audit_log = lambda: tape.recorded(open_log())
         if isinstance(parser, BatchParser):
             connection.attach(BatchTap(connection, parser, tape))
         else:
@@ -126,22 +129,24 @@ def recorder(config: Mapping[str, Any]) -> Recorder:
 class Tape:
     """What has happened on one connection so far."""
 
-    __slots__ = ("_facts", "_happenings", "_inner_log", "_number", "_recorder", "_size")
+    __slots__ = ("_facts", "_happenings", "_number", "_recorder", "_size")
 
     def __init__(self, recorder: Recorder, connection: Connection, number: int) -> None:
         self._recorder = recorder
         self._number = number
         self._facts = _facts(connection)
         self._happenings: list[Happening] | None = []
-        self._inner_log: LogStream = connection.log
         self._size = 0
 
-    def log(self, entry_type: int, fields: Properties, *rest: object) -> None:
-        """Takes the place of the connection's log."""
-        kept = {key: plain(value) for key, value in fields.items()}
-        proto = str(rest[0]) if rest else ""
-        self.add(Logged(EntryType(entry_type).name, proto, kept), len(str(kept)))
-        self._inner_log(entry_type, fields, *rest)  # type: ignore[arg-type]
+    def recorded(self, inner: LogStream) -> LogStream:
+        """A log that goes to `inner`, and is recorded."""
+
+        def log(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
+            kept = {key: plain(value) for key, value in fields.items()}
+            self.add(Logged(EntryType(entry_type).name, proto, kept), len(str(kept)))
+            inner(entry_type, fields, proto, latency)
+
+        return log
 
     def add(self, happening: Happening, size: int) -> None:
         """Keep a happening of `size` bytes, if there is room for it."""

@@ -58,6 +58,8 @@ struct guard {
 
 PyObject *budget_exceeded;
 
+static PyObject *nothing; /* a function of Python that does nothing */
+
 static _Atomic(struct guard *) guards;
 static __thread struct guard *mine;
 static pthread_key_t thread_end;
@@ -106,15 +108,24 @@ bool guard_active(void) {
   return mine && atomic_load_explicit(&mine->serial, memory_order_relaxed) & 1;
 }
 
+/* Has an exception that was set from outside, and has not been raised, raised now.
+ * Taking it back would leave the interpreter's "something is pending" set for good:
+ * CPython 3.11 then loops without end in the next function that is traced. */
+static void raise_pending(void) {
+  PyObject *result = PyObject_CallNoArgs(nothing);
+  Py_XDECREF(result);
+  PyErr_Clear();
+}
+
 /* Takes back what was set, and sets BudgetExceeded in place of what the call raised. */
 static bool late(struct guard *g) {
-  PyThreadState_SetAsyncExc(g->state->thread_id, NULL);
   if (g->tracing) {
     PyEval_SetTrace(g->old_trace, g->old_trace_object);
     Py_CLEAR(g->old_trace_object);
     g->tracing = false;
   }
   PyErr_Clear();
+  raise_pending();
   /* A handler that was interrupted may not have put this back. */
   PyErr_SetHandledException(NULL);
   PyObject *frames = g->frames, *text, *error;
@@ -282,6 +293,13 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *make_nothing(void) {
+  PyObject *names = PyDict_New();
+  PyObject *done = names ? PyRun_String("lambda: None", Py_eval_input, names, names) : NULL;
+  Py_XDECREF(names);
+  return done;
+}
+
 bool guard_start(PyObject *module) {
   pthread_t thread;
   sigset_t all, before;
@@ -290,7 +308,8 @@ bool guard_start(PyObject *module) {
       "proxylib_native.BudgetExceeded",
       "A call into a parser has used up its time budget. `frames`: where it was.",
       PyExc_BaseException, NULL);
-  if (!budget_exceeded || PyModule_AddObjectRef(module, "BudgetExceeded", budget_exceeded) < 0 ||
+  nothing = make_nothing();
+  if (!nothing || !budget_exceeded || PyModule_AddObjectRef(module, "BudgetExceeded", budget_exceeded) < 0 ||
       PyModule_AddFunctions(module, methods) < 0 || pthread_key_create(&thread_end, give_back)) {
     return false;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -117,3 +118,23 @@ def test_the_recursion_limit_is_put_back() -> None:
 def test_impossible_arguments(arguments: tuple[object, ...]) -> None:
     with pytest.raises(TypeError):
         guarded(*arguments)
+
+
+def test_what_was_late_in_c_leaves_the_interpreter_as_it_was() -> None:
+    """An exception that came too late for its call must not stay pending: a function
+    that is traced next would never begin."""
+    code = (
+        "import sys, threading\n"
+        "from proxylib.sandbox import BudgetExceeded, guarded\n"
+        "lock = threading.Lock()\n"
+        "lock.acquire()\n"
+        "try: guarded(5_000_000, lock.acquire, True, 0.1)\n"
+        "except BudgetExceeded: print('late')\n"
+        "sys.setprofile(lambda *_: None)\n"
+        "def traced(): return 'fine'\n"
+        "print(traced())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "late\nfine\n"
