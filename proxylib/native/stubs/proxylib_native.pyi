@@ -45,5 +45,6 @@ def serve(memory: int, open: Callable[[bytes], tuple[Connection, bytes] | None],
 
 def collect_log() -> None:
     """Have log entries go with the answers to the host."""
+
 def reloaded() -> None:
     """Parsers have new code: every connection looks at it, idle ones too."""
