@@ -22,7 +22,7 @@ from proxylib.http_headers import FRAMING
 from proxylib.http_path import normalize_path
 from proxylib.instance import Instance
 from proxylib.ops import EntryType
-from proxylib.sandbox import describe
+from proxylib.sandbox import describe, guarded
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _ambiguity(fields: Mapping[str, Any]) -> str:
     """What a server might read otherwise than we do; "" if there is nothing."""
     path = fields["path"]
     # Envoy has made it so; a listener whose options say otherwise must not be the gap.
-    if normalize_path(path) != path and (path, fields["method"]) != (b"*", b"OPTIONS"):
+    if normalize_path(path) != path:
         return "the path is not in its normal form"
     if not _HOST.fullmatch(fields["host"]):
         return "the Host is none, or several"
@@ -132,7 +132,7 @@ class HttpFilterConfig:
         if ambiguous:
             connection.log(EntryType.Denied, {**log_fields(fields), "reason": ambiguous}, "http")
             return None, BAD_REQUEST, (), (), BAD_REQUEST_BODY
-        verdict: object = connection.matcher(fields)
+        verdict: object = guarded(connection.budget, connection.matcher, fields)
         logged = log_fields(fields, verdict)
         if not verdict:
             reason = connection.decision.reason

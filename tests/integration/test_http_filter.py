@@ -345,6 +345,39 @@ def test_requests_in_one_connection_are_judged_one_by_one(stage: Stage) -> None:
     assert re.findall(rb"HTTP/1.1 (\d{3}) ", reply) == [b"403", b"200"]
 
 
+def test_websocket(tmp_path: Path) -> None:
+    """Judged by its request; what follows the 101 passes as it is."""
+    hello = (
+        b"GET %s HTTP/1.1\r\nhost: h\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        b"sec-websocket-key: x\r\nsec-websocket-version: 13\r\n\r\n"
+    )
+
+    def serve(listener: socket.socket) -> None:
+        listener.accept()[0].close()  # The proxy looks whether anybody is there.
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"
+                b"connection: upgrade\r\n\r\n"
+            )
+            while got := connection.recv(100):
+                connection.sendall(got.upper())
+
+    with socket.create_server((SERVER, 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        stage = Stage(tmp_path, listener.getsockname()[1], "- {path: /ws}")
+        with stage.proxy:
+            assert stage.raw(hello % b"/other")[9:12] == b"403"
+            where = (SERVER, stage.proxy.address.port)
+            with socket.create_connection(where, timeout=10) as connection:
+                connection.sendall(hello % b"/ws")
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 101")
+                connection.sendall(b"\x81\x00hello")
+                assert connection.recv(100) == b"\x81\x00HELLO"
+            assert stage.entries("/ws", 2)[1].http.status == 101
+
+
 # gRPC: the source documents' service.
 
 

@@ -106,11 +106,6 @@ def test_headers_that_look_like_framing_are_refused() -> None:
     assert world.ask("GET", "/", (b"x_y", b"0"))[1] == 0
 
 
-def test_the_server_as_a_whole_is_a_path_of_options() -> None:
-    assert World({}).ask("OPTIONS", "*")[1] == 0
-    assert World({"path": "/.*"}).ask("OPTIONS", "*")[1] == 403
-
-
 def test_edits_go_to_envoy() -> None:
     world = World({"headerMatches": '{"name": "a", "value": "1", "mismatch": "REPLACE"}'})
     _, status, remove, add, _ = world.ask("GET", "/", (b"a", b"2"))
