@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from xds.identity import RESERVED_IDENTITIES, reserved_labels
+from xds.identity import RESERVED_IDENTITIES
 from xds.labels import K8S, POD_NAMESPACE, RESERVED, Label, LabelSet, label_set
 from xds.model_peers import MAX_PORT, MAX_PORT_NAME, PORT_NAME, KubernetesName
 from xds.services import (
@@ -123,14 +123,16 @@ class _Endpoint(Shape):
                 raise ValueError(
                     f"{label}: labels of {label.source}: are those of addresses outside"
                 )
-        reserved = label_set(label for label in found if label.source == RESERVED)
-        if not found.reserved:
-            return found
-        if reserved not in reserved_labels().values():
-            known = ", ".join(RESERVED_IDENTITIES)
-            raise ValueError(f"an endpoint has one reserved: label at most, of {known}")
-        if found != reserved and next(iter(reserved)).key not in _NODES:
-            raise ValueError(f"{reserved} stands alone; only {' and '.join(_NODES)} have others")
+        reserved = [label for label in found if label.source == RESERVED]
+        own = [label for label in reserved if label.key not in _BESIDE]
+        for label in reserved:
+            if label.value or label.key not in (*RESERVED_IDENTITIES, *_BESIDE):
+                known = ", ".join((*RESERVED_IDENTITIES, *_BESIDE))
+                raise ValueError(f"{label} is no reserved label; these are {known}")
+        if len(own) > 1:
+            raise ValueError(f"{own[0]} and {own[1]} are two identities")
+        if own and len(found.labels) > 1 and own[0].key not in _NODES:
+            raise ValueError(f"{own[0]} stands alone; only {' and '.join(_NODES)} have others")
         return found
 
     def named_ports(self) -> tuple[NamedPort, ...]:
@@ -141,6 +143,9 @@ class _Endpoint(Shape):
 
 _NODES = ("host", "remote-node")
 """The reserved labels that a node's own labels may stand beside."""
+
+_BESIDE = ("kube-apiserver", "ingress")
+"""Reserved labels without a number of their own: alone, or beside a node's."""
 
 
 _OF_ADDRESSES = ("cidr", "fqdn")

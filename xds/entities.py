@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 
 from xds.labels import CLUSTER, RESERVED, Operator, Selector, requirement
+from xds.policy import Cidr
 
 LOCAL_CLUSTER = "default"
 """The name of a cluster that nobody named."""
 
-_RESERVED = (
-    *("host", "init", "ingress", "health", "unmanaged", "kube-apiserver", "remote-node"),
-    *("world", "world-ipv4", "world-ipv6"),
-)
-_OF_CLUSTER = _RESERVED[:7]
+_OF_CLUSTER = ("host", "init", "ingress", "health", "unmanaged", "kube-apiserver", "remote-node")
 
 
 def reserved_selector(name: str) -> Selector:
@@ -28,10 +26,13 @@ _CLUSTER = (
     Selector(frozenset([requirement(CLUSTER, Operator.IN, [LOCAL_CLUSTER])])),
 )
 
-ENTITIES: Mapping[str, tuple[Selector, ...] | None] = {
+ENTITIES: Mapping[str, tuple[Selector | Cidr, ...] | None] = {
     "all": None,
     "none": (),
     "cluster": _CLUSTER,
-    **{name: (reserved_selector(name),) for name in _RESERVED},
+    "world": (reserved_selector("world"),),
+    "world-ipv4": (Cidr(ip_network("0.0.0.0/0")),),
+    "world-ipv6": (Cidr(ip_network("::/0")),),
+    **{name: (reserved_selector(name),) for name in _OF_CLUSTER},
 }
 """What each entity selects: None is anybody at all."""

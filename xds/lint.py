@@ -13,7 +13,7 @@ from proxylib.rules import Regex
 from xds.endpoints import Endpoint
 from xds.fqdn import Fqdn
 from xds.l7rules import find_parser
-from xds.labels import ANY, Label, Operator, Requirement, Selector
+from xds.labels import ANY, RESERVED, Label, Operator, Requirement, Selector
 from xds.policy import L7, Cidr, Peer, Policy, Rule, Service
 from xds.selection import Selection
 from xds.services import ServiceTable
@@ -84,6 +84,7 @@ def _policy(policy: Policy, known: _Known) -> Iterator[Problem]:
             continue
         yield from _rule(rule)
         if rule.peer_field.endswith(("Entities", "Nodes")):
+            yield from _declared(rule, known)
             continue
         for index, peer in enumerate(rule.peers or ()):
             below = rule.origin.below(rule.peer_field, index)
@@ -110,6 +111,17 @@ def _peer(peer: Peer, origin: Origin, known: _Known) -> Iterator[Problem]:
             yield from _cidr(peer, origin, known)
         case Service():
             yield from _service(peer, origin, known)
+
+
+def _declared(rule: Rule, known: _Known) -> Iterator[Problem]:
+    """An entity that only labels in the endpoints file make of somebody, and nobody has."""
+    for index, name in enumerate(
+        rule.origin.document.at((*rule.origin.path, rule.peer_field)) or ()
+    ):
+        label = Label(str(name), source=RESERVED)
+        if name in ("kube-apiserver", "ingress") and not known.nobody and label not in known.labels:
+            place = rule.origin.below(rule.peer_field, index).place
+            yield Problem(place, f"is nobody: no endpoint has the label reserved:{name}")
 
 
 def _cidr(cidr: Cidr, origin: Origin, known: _Known) -> Iterator[Problem]:

@@ -54,14 +54,17 @@ def test_reserved_label_alone() -> None:
         ("{address: 1.2.3.4, labels: ['a b=x']}", "labels[0]: 'a b' has a space"),
         ("{address: 1.2.3.4, labels: x}", "labels: must be a mapping"),
         ("{address: 1.2.3.4, labels: ['k8s:a=1', 'a=2']}", "two labels have the key 'a'"),
-        ("{address: 1.2.3.4, labels: ['reserved:nope']}", "an endpoint has one reserved: label"),
+        (
+            "{address: 1.2.3.4, labels: ['reserved:nope']}",
+            "reserved:nope= is no reserved label; these are unknown, host",
+        ),
         (
             "{address: 1.2.3.4, labels: ['reserved:world', a]}",
             "reserved:world= stands alone; only h",
         ),
         (
             "{address: 1.2.3.4, labels: ['reserved:host', 'reserved:world']}",
-            "an endpoint has one reserved: label at most, of unknown, host",
+            "reserved:host= and reserved:world= are two identities",
         ),
         (
             "{address: 1.2.3.4, labels: ['cidr:0.0.0.0/0']}",
@@ -89,6 +92,9 @@ def test_refused(item: str, message: str) -> None:
 def test_a_node_has_labels_of_its_own() -> None:
     (node,) = load("endpoints: [{address: 127.0.0.1, labels: ['reserved:host', 'k8s:type=a']}]")
     assert str(node.labels) == "reserved:host= k8s:type=a"
+    two = "['reserved:remote-node', 'reserved:kube-apiserver']"
+    (node,) = load(f"endpoints: [{{address: 127.0.0.1, labels: {two}}}]")
+    assert str(node.labels) == "reserved:kube-apiserver= reserved:remote-node="
 
 
 def test_namespace_ports_and_modes() -> None:

@@ -55,6 +55,7 @@ endpoints:
 - {address: 10.0.4.1, labels: ["reserved:host", "k8s:type=ingress-worker"]}
 - {address: 10.0.4.2, labels: ["reserved:remote-node"]}
 - {address: 10.0.4.3, labels: ["reserved:health"]}
+- {address: 10.0.4.4, labels: ["reserved:remote-node", "reserved:kube-apiserver"]}
 services:
 - {name: myservice, namespace: default, selector: {app: mine}}
 - {name: elsewhere, namespace: default, labels: {head: none}, addresses: [203.0.113.9]}
@@ -71,6 +72,7 @@ NAMES = {
     **{"kube-dns": "10.0.3.1", "mine": "10.0.3.2", "alpine@k8s": "10.0.3.3"},
     **{"nginx@tke": "10.0.3.4", "nginx@k8s": "10.0.3.5"},
     **{"host": "10.0.4.1", "remote-node": "10.0.4.2", "health": "10.0.4.3"},
+    "apiserver": "10.0.4.4",
     **{"outside": "198.51.100.200", "remote": "198.51.100.1", "registry": "198.51.100.2"},
 }
 """What the cases call the addresses; other addresses stand for themselves."""
@@ -299,6 +301,30 @@ def test_names_with_a_port() -> None:
         nginx > registry 443/TCP allowed
         nginx > registry 80/TCP denied
         nginx > remote 443/TCP denied""",
+    )
+
+
+HEAD = "kind: CiliumNetworkPolicy\nmetadata: {name: p}\nspec:\n  endpointSelector: {}\n"
+
+
+def test_entities_that_the_examples_do_not_have() -> None:
+    check(
+        HEAD + "  ingress:\n  - fromEntities: [remote-node, world-ipv4]\n"
+        "  ingressDeny:\n  - fromEntities: [kube-apiserver]\n",
+        """
+        remote-node > backend 80/TCP allowed
+        apiserver > backend 80/TCP denied
+        outside > backend 80/TCP allowed
+        frontend > backend 80/TCP denied
+        host > backend 80/TCP denied""",
+    )
+    check(
+        HEAD + "  ingress:\n  - fromEntities: [cluster]\n",
+        """
+        apiserver > backend 80/TCP allowed
+        frontend > backend 80/TCP allowed
+        nginx@tke > backend 80/TCP denied
+        outside > backend 80/TCP denied""",
     )
 
 

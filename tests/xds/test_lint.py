@@ -138,6 +138,14 @@ def test_whom_rules_name_and_nobody_is() -> None:
     assert of("ingress: [{fromEntities: [cluster]}, {fromNodes: [{matchLabels: {a: b}}]}]") == []
 
 
+def test_an_entity_that_nobody_is_yet() -> None:
+    (found,) = of("ingressDeny: [{fromEntities: [world, kube-apiserver]}]")
+    assert found == (
+        "spec.ingressDeny[0].fromEntities[1]: is nobody: "
+        "no endpoint has the label reserved:kube-apiserver"
+    )
+
+
 def test_without_endpoints_nobody_knows_whom_a_selector_selects() -> None:
     assert warnings(example("secure-rebel-alliance-memcache"), "endpoints: []") == []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xds.entities import ENTITIES
 from xds.identity import RESERVED_IDENTITIES, reserved_labels
-from xds.labels import label_set, parse_label
+from xds.labels import Selector, label_set, parse_label
 from xds.policy import Cidr
 
 prefixes = st.builds(
@@ -67,9 +67,9 @@ def test_entities_select_reserved_identities(entity: str, reserved: set[str]) ->
     found = {
         names[number]
         for number, labels in reserved_labels().items()
-        if any(selector.matches(labels) for selector in selectors)
+        if any(isinstance(s, Selector) and s.matches(labels) for s in selectors)
     }
-    assert found & set(RESERVED_IDENTITIES) - {"kube-apiserver", "ingress"} == reserved
+    assert found == reserved
 
 
 def test_the_cluster_is_every_endpoint_of_this_one() -> None:
@@ -77,10 +77,13 @@ def test_the_cluster_is_every_endpoint_of_this_one() -> None:
 
     def selected(*texts: str) -> bool:
         labels = label_set(map(parse_label, texts))
-        return any(selector.matches(labels) for selector in selectors)
+        return any(isinstance(s, Selector) and s.matches(labels) for s in selectors)
 
     assert selected("app=x")
     assert selected("app=x", "k8s:io.cilium.k8s.policy.cluster=default")
     assert not selected("app=x", "k8s:io.cilium.k8s.policy.cluster=other")
     assert not selected("cidr:10.0.0.0/8", "reserved:world")
+    assert selected("reserved:kube-apiserver")
     assert ENTITIES["all"] is None, "anybody at all"
+    assert ENTITIES["world-ipv4"] == (Cidr(ip_network("0.0.0.0/0")),)
+    assert ENTITIES["world-ipv6"] == (Cidr(ip_network("::/0")),)
