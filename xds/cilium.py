@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from itertools import islice
 from typing import Any, Literal
 
-from xds import model, model_peers
+from xds import model, model_peers, model_ports
 from xds.entities import ENTITIES, reserved_selector
 from xds.fqdn import Fqdn, match_name, match_pattern
 from xds.l7rules import l7_problems
@@ -154,7 +154,7 @@ def _rule(item: _RuleModel, namespace: str, deny: bool, origin: Origin) -> Rule:
     if field:
         peers = _peers(field, getattr(item, field), namespace)
     requires = tuple(scoped(s, namespace) for s in getattr(item, item.REQUIRES) or ())
-    entries: Sequence[model.PortRule | model.PortDenyRule] = item.toPorts or ()
+    entries: Sequence[model_ports.PortRule | model_ports.PortDenyRule] = item.toPorts or ()
     ports = tuple(
         _port_rule(entry, origin.below("toPorts", index)) for index, entry in enumerate(entries)
     )
@@ -232,9 +232,9 @@ _PEERS: dict[str, Callable[[Any, str], Peer]] = {
 """How to make a peer of each field's items, given the policy's namespace."""
 
 
-def _port_rule(entry: model.PortRule | model.PortDenyRule, origin: Origin) -> PortRule:
+def _port_rule(entry: model_ports.PortRule | model_ports.PortDenyRule, origin: Origin) -> PortRule:
     ports = tuple(Port(p.port, p.endPort or 0, p.protocol) for p in entry.ports)
-    if isinstance(entry, model.PortDenyRule):
+    if isinstance(entry, model_ports.PortDenyRule):
         return PortRule(ports, None)
     return PortRule(
         ports,
@@ -246,7 +246,7 @@ def _port_rule(entry: model.PortRule | model.PortDenyRule, origin: Origin) -> Po
     )
 
 
-def _l7(rules: model.L7Rules | None, origin: Origin) -> L7 | None:
+def _l7(rules: model_ports.L7Rules | None, origin: Origin) -> L7 | None:
     if rules is None or not rules.field:
         return None
     items = "l7" if rules.field == "l7proto" else rules.field
@@ -266,7 +266,7 @@ def _pairs(item: dict[str, str | None] | model_peers.FQDNSelector | HttpRule) ->
     return tuple((key, value or "") for key, value in item.items())
 
 
-def _tls(item: model.TLSContext | None) -> TLSContext | None:
+def _tls(item: model_ports.TLSContext | None) -> TLSContext | None:
     if item is None:
         return None
     return TLSContext(
@@ -278,7 +278,7 @@ def _tls(item: model.TLSContext | None) -> TLSContext | None:
     )
 
 
-def _listener(item: model.Listener | None) -> Listener | None:
+def _listener(item: model_ports.Listener | None) -> Listener | None:
     if item is None:
         return None
     return Listener(item.envoyConfig.kind, item.envoyConfig.name, item.name, item.priority)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from proxylib.errors import PolicyError, RegistrationError, RuleError
 from proxylib.parser import ParserFactory
 from proxylib.registry import get_parser_factory, parser_names
-from xds import model
+from xds import model_ports
 from xds.source import Document, Problem
 from xds.yamltext import Path
 
@@ -44,7 +44,7 @@ def _rules_problems(document: Document, rules: dict[str, Any], path: Path) -> It
     name = rules.get("l7proto")
     if isinstance(name, str) and name:
         yield from _items_problems(document, name, "l7proto", rules.get("l7"), (*path, "l7"))
-    for name in model.PARSERS:
+    for name in model_ports.PARSERS:
         if name in rules:
             yield from _items_problems(document, name, name, rules[name], (*path, name))
 

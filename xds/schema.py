@@ -17,7 +17,7 @@ from proxylib.errors import RegistrationError
 from proxylib.parser import ParserFactory
 from proxylib.registry import get_parser_factory, parser_names
 from proxylib.rules import Exact
-from xds import model
+from xds import model_ports
 from xds.documents import SHAPES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -95,7 +95,7 @@ def _parser_rules() -> Iterator[dict[str, Any]]:
             "if": {"properties": {"l7proto": {"const": name}}, "required": ["l7proto"]},
             "then": {"properties": {"l7": {"items": item}}},
         }
-        if name in model.PARSERS:
+        if name in model_ports.PARSERS:
             yield {"properties": {name: {"items": item}}}
 
 
