@@ -74,7 +74,9 @@ class World:
                 case "fromEndpoints" | "toEndpoints":
                     return remote is not None and any(selects(s, remote) for s in value)
                 case "fromEntities" | "toEntities":
-                    return any(e == "all" or (e == "world" and remote is None) for e in value)
+                    family = f"world-ipv{ip_address(request.remote).version}"
+                    world = ("all", "world", family) if remote is None else ("all",)
+                    return any(entity in world for entity in value)
                 case "fromCIDRSet" | "toCIDRSet":
                     return remote is None and any(in_cidr(item, request.remote) for item in value)
                 case "toFQDNs":

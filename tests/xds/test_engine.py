@@ -85,7 +85,9 @@ def rules(draw: st.DrawFn, ingress: bool, deny: bool) -> Document:
     elif peers == "CIDRSet":
         rule[f"{prefix}CIDRSet"] = draw(st.lists(cidrs, min_size=1, max_size=2))
     elif peers == "Entities":
-        rule[f"{prefix}Entities"] = [draw(st.sampled_from(["all", "world"]))]
+        rule[f"{prefix}Entities"] = [
+            draw(st.sampled_from(["all", "world", "world-ipv4", "world-ipv6"]))
+        ]
     elif peers == "FQDNs" and not ingress and not deny:
         rule["toFQDNs"] = draw(st.lists(fqdns, min_size=1, max_size=2))
     if draw(st.integers(0, 4)) == 0:
