@@ -24,7 +24,7 @@ from xds.endpoints import Endpoint
 from xds.engine import Engine
 from xds.explain import Call, Explanation, Step, explain, key_of
 from xds.identity import WORLD, reserved_number
-from xds.labels import LabelSet
+from xds.labels import UNSPEC, LabelSet
 from xds.mapstate import PROTOCOL_NUMBERS, MapEntry, Verdict
 from xds.services import normal_address
 from xds.trace_request import Request, message_of
@@ -174,13 +174,24 @@ def _find(engine: Engine, end: End) -> Side | None:
     labels = end.labels
     if labels is None:
         raise TraceError("an end needs an address, an identity or labels")
-    for number, endpoint in engine.endpoints.items():
-        if endpoint.labels == labels:
-            return _side(engine, number, endpoint.addresses[0])
-    for number, others in known.items():
-        if others == labels or reserved_number(labels) == number:
-            return Side(number, _texts(labels))
+    for same in (labels.__eq__, lambda others: _named_by(labels, others)):
+        for number, endpoint in engine.endpoints.items():
+            if same(endpoint.labels):
+                return _side(engine, number, endpoint.addresses[0])
+        for number, others in known.items():
+            if same(others) or reserved_number(labels) == number:
+                return Side(number, _texts(others))
     return None
+
+
+def _named_by(labels: LabelSet, others: LabelSet) -> bool:
+    """Whether somebody who wrote `labels` can have meant `others`: a source may be left out."""
+    return len(labels.labels) == len(others.labels) and all(
+        (other := others.by_key.get(label.key)) is not None
+        and other.value == label.value
+        and label.source in (UNSPEC, other.source)
+        for label in labels
+    )
 
 
 def _side(engine: Engine, number: int, address: str) -> Side:

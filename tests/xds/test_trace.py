@@ -119,6 +119,16 @@ def test_labels_that_nobody_has() -> None:
 SET = parse_fields("command=set key=alliance/fleet/x")
 
 
+def test_a_source_may_be_left_out() -> None:
+    engine = engine_of(
+        "", "endpoints: [{address: 10.0.0.1, labels: ['k8s:app=a', 'container:b=c']}]"
+    )
+    assert ask(engine, "app=a,b=c", "8.8.8.8").source.endpoint == 1
+    assert ask(engine, "k8s:app=a,b=c", "8.8.8.8").source.endpoint == 1
+    for others in ("container:app=a,b=c", "app=a", "app=a,b=d", "app=a,b=c,d=e"):
+        assert ask(engine, others, "8.8.8.8").source.hypothetical
+
+
 def test_outside() -> None:
     world = ask(REBELS, "8.8.8.8", "10.0.0.1")
     assert world.source.identity == 2
