@@ -12,14 +12,17 @@ from ipaddress import IPv4Address, ip_address
 import pytest
 
 import parsers.cassandra
+import parsers.http
 import parsers.kafka
-import parsers.memcache  # noqa: F401 - the three register their parsers
+import parsers.memcache  # noqa: F401 - they register their parsers
 from tests.xds.conftest import EXAMPLES
 from xds.documents import load_policies
 from xds.endpoints import load_endpoints, load_services
 from xds.engine import Change, Engine
 from xds.mapstate import PROTOCOL_NUMBERS
 from xds.source import DocumentError, read_documents
+from xds.trace import End, Question, trace
+from xds.trace_request import parse_fields, parse_http
 
 ENDPOINTS = """
 endpoints:
@@ -220,6 +223,50 @@ CASES = {
 }
 
 
+REQUESTS = {
+    "http-rule1": """
+        prod > service 80 allowed GET /public
+        prod > service 80 denied  GET /public/more
+        prod > service 80 denied  POST /public
+        dev > service 80 denied  GET /public""",
+    "http-l7-rule": """
+        outside > myService 80 allowed GET /path1
+        outside > myService 80 denied  GET /path2
+        outside > myService 80 denied  PUT /path2
+        outside > myService 80 allowed PUT /path2 | X-My-Header: true
+        outside > myService 80 denied  PUT /path2 | X-My-Header: false""",
+    "nginx-ingress-l7": """
+        alpine > nginx 80 denied  HEAD /
+        alpine > nginx 80 denied  HEAD /welcome
+        alpine > nginx 80 allowed GET /welcome
+        ubuntu > nginx 80 denied  GET /welcome""",
+    "grpc-rule1": """
+        alpine > nginx 80 allowed POST /gmem.UserManager/GetName
+        alpine > nginx 80 denied  POST /gmem.UserManager/DelName""",
+    "l7-visibility-tls": """
+        ubuntu > registry 443 allowed GET /anything
+        ubuntu > registry 443 allowed DELETE /""",
+    "kafka-rule2": """
+        alpine > kafka 9092 allowed api_key=fetch topic=msgs
+        alpine > kafka 9092 denied  api_key=fetch topic=other
+        alpine > kafka 9092 denied  api_key=produce topic=msgs""",
+    "secure-empire-cassandra": """
+        alpine > cass-server 9042 allowed query_action=select query_table=system.local
+        alpine > cass-server 9042 allowed query_action=select query_table=system_schema.keys
+        alpine > cass-server 9042 allowed query_action=insert query_table=attendance.daily_records
+        alpine > cass-server 9042 denied  query_action=select query_table=attendance.daily_records
+        alpine > cass-server 9042 denied  query_action=delete query_table=system.local""",
+    "secure-rebel-alliance-memcache": """
+        monitoring > memcached 11211 allowed command=get key=alliance/fleet/x
+        monitoring > memcached 11211 denied  command=get key=alliance/x
+        monitoring > memcached 11211 denied  command=set key=alliance/fleet/x
+        jedi > memcached 11211 allowed command=set key=anything
+        jedi > memcached 11211 allowed command=flush_all
+        maintenance > memcached 11211 denied  command=get key=alliance/fleet/x""",
+}
+"""What may be said on the connections, and headers behind a bar."""
+
+
 def text(name: str) -> str:
     return (EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8")
 
@@ -284,10 +331,35 @@ def test_verdicts(names: str) -> None:
     check("\n---\n".join(map(text, names.split(" + "))), CASES[names])
 
 
+def check_requests(policies: str, lines: str) -> None:
+    world = World(policies)
+    for line in lines.strip().splitlines():
+        client, _, server, port, expected, said = line.split(maxsplit=5)
+        what, *headers = said.split(" | ")
+        request = parse_fields(what) if "=" in what else parse_http(what, headers)
+        ends = (End(address=NAMES[client]), End(address=NAMES[server]))
+        found = trace(world.engine, Question(*ends, int(port), request=request))
+        assert f"{line}: {found.verdict}" == f"{line}: {expected}"
+        assert found.agrees
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests(name: str) -> None:
+    check_requests(text(name), REQUESTS[name])
+
+
 def test_the_misspelt_label_is_the_only_thing_wrong() -> None:
     """The text says fleet-maintenance, the document fleet-maintanence."""
     document = text("secure-rebel-alliance-memcache").replace("maintanence", "maintenance")
     check(document, "maintenance > memcached 11211/TCP -> memcache")
+    check_requests(
+        document,
+        """
+        maintenance > memcached 11211 allowed command=get key=alliance/fleet/x
+        maintenance > memcached 11211 allowed command=set key=alliance/fleet/x
+        maintenance > memcached 11211 denied  command=set key=alliance/x
+        monitoring > memcached 11211 denied  command=set key=alliance/fleet/x""",
+    )
 
 
 def test_names_with_a_port() -> None:
