@@ -135,9 +135,9 @@ def reserved_number(labels: LabelSet) -> int | None:
     The host is one whatever labels it has besides.
     """
     names = [label.key for label in labels if label.source == RESERVED]
-    if len(names) == 1 and (len(labels.labels) == 1 or names == ["host"]):
-        return RESERVED_IDENTITIES.get(names[0])
-    return None
+    if "host" in names:
+        return RESERVED_IDENTITIES["host"]
+    return RESERVED_IDENTITIES.get(names[0]) if names and len(labels.labels) == 1 else None
 
 
 def prefix_labels(prefix: Prefix) -> LabelSet:

@@ -44,6 +44,8 @@ def test_reserved_numbers() -> None:
     sets = [labels(f"reserved:{name}") for name in names]
     assert Identities().acquire(sets) == {s: number for number, s in enumerate(sets)}
     assert Identities().acquire([labels("reserved:host", "k8s:zone=a")]).popitem()[1] == 1
+    both = labels("reserved:host", "reserved:kube-apiserver")
+    assert Identities().acquire([both]) == {both: 1}
     assert Identities().acquire([labels("reserved:remote-node", "k8s:zone=a")]).popitem()[1] == 256
 
 
