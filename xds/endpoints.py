@@ -34,7 +34,7 @@ from xds.services import (
     labels_of,
     normal_address,
 )
-from xds.shape import Fields, Optional, Shape, check
+from xds.shape import Fields, Many, Optional, Shape, check
 from xds.source import Document, DocumentError, Place, Problem
 
 Enforcement = Literal["default", "always", "never"]
@@ -152,11 +152,15 @@ _OF_ADDRESSES = ("cidr", "fqdn")
 """Sources of labels that say what an address is, and so are not for files to hand out."""
 
 
+MAX_ENDPOINTS = 65535
+"""Most endpoints of a file, and so of a node: their numbers have 16 bits."""
+
+
 class File(Shape):
     """A file of endpoints, services, or both."""
 
-    endpoints: Optional[list[_Endpoint]] = None
-    services: Optional[list[ServiceEntry]] = None
+    endpoints: Optional[Annotated[list[_Endpoint], Field(max_length=MAX_ENDPOINTS)]] = None
+    services: Optional[Many[ServiceEntry]] = None
 
     @model_validator(mode="after")
     def _has_something(self) -> Self:

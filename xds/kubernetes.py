@@ -31,7 +31,7 @@ from xds.model_peers import (
     port_of,
 )
 from xds.policy import Peer, Policy, Port, PortRule, Rule
-from xds.shape import Fields, Optional, Shape, check
+from xds.shape import Fields, Many, Optional, Shape, check
 from xds.source import Document, Origin
 
 
@@ -60,7 +60,7 @@ class NetworkPolicyPort(PortProtocol):
 
 
 _Ports = Optional[Annotated[list[NetworkPolicyPort], Field(max_length=100)]]
-_Peers = Optional[list[NetworkPolicyPeer]]
+_Peers = Optional[Many[NetworkPolicyPeer]]
 
 
 class IngressRule(Shape):
@@ -89,9 +89,9 @@ class NetworkPolicySpec(Shape):
     """Whom it is about, and what these may do."""
 
     podSelector: EndpointSelector
-    ingress: Optional[list[IngressRule]] = None
-    egress: Optional[list[EgressRule]] = None
-    policyTypes: Optional[list[Literal["Ingress", "Egress"]]] = None
+    ingress: Optional[Many[IngressRule]] = None
+    egress: Optional[Many[EgressRule]] = None
+    policyTypes: Optional[Many[Literal["Ingress", "Egress"]]] = None
 
     @property
     def types(self) -> frozenset[str]:

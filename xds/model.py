@@ -36,7 +36,7 @@ from xds.model_ports import (
     Secret,
     TLSContext,
 )
-from xds.shape import Fields, LabelKey, LabelValue, Optional, Shape
+from xds.shape import Fields, LabelKey, LabelValue, Many, Optional, Shape
 
 _CLOUD = "needs a cloud provider's API to look up its groups"
 
@@ -108,12 +108,12 @@ class _Ingress(AnyRule):
     PEERS = ("fromEndpoints", "fromEntities", "fromCIDR", "fromCIDRSet", "fromNodes")
     REQUIRES = "fromRequires"
 
-    fromEndpoints: Optional[list[EndpointSelector]] = None
-    fromRequires: Optional[list[EndpointSelector]] = None
-    fromEntities: Optional[list[Entity]] = None
-    fromCIDR: Optional[list[Prefix]] = None
-    fromCIDRSet: Optional[list[CIDRRule]] = None
-    fromNodes: Optional[list[EndpointSelector]] = None
+    fromEndpoints: Optional[Many[EndpointSelector]] = None
+    fromRequires: Optional[Many[EndpointSelector]] = None
+    fromEntities: Optional[Many[Entity]] = None
+    fromCIDR: Optional[Many[Prefix]] = None
+    fromCIDRSet: Optional[Many[CIDRRule]] = None
+    fromNodes: Optional[Many[EndpointSelector]] = None
 
 
 class _Egress(AnyRule):
@@ -127,19 +127,19 @@ class _Egress(AnyRule):
     )
     REQUIRES = "toRequires"
 
-    toEndpoints: Optional[list[EndpointSelector]] = None
-    toRequires: Optional[list[EndpointSelector]] = None
-    toEntities: Optional[list[Entity]] = None
-    toCIDR: Optional[list[Prefix]] = None
-    toCIDRSet: Optional[list[CIDRRule]] = None
-    toNodes: Optional[list[EndpointSelector]] = None
-    toServices: Optional[list[Service]] = None
+    toEndpoints: Optional[Many[EndpointSelector]] = None
+    toRequires: Optional[Many[EndpointSelector]] = None
+    toEntities: Optional[Many[Entity]] = None
+    toCIDR: Optional[Many[Prefix]] = None
+    toCIDRSet: Optional[Many[CIDRRule]] = None
+    toNodes: Optional[Many[EndpointSelector]] = None
+    toServices: Optional[Many[Service]] = None
 
 
 class IngressRule(_Ingress):
     """Who may come in, and to which ports."""
 
-    toPorts: Optional[list[PortRule]] = None
+    toPorts: Optional[Many[PortRule]] = None
 
 
 class EgressRule(_Egress):
@@ -147,20 +147,20 @@ class EgressRule(_Egress):
 
     PEERS = (*_Egress.PEERS, "toFQDNs")
 
-    toFQDNs: Optional[list[FQDNSelector]] = None
-    toPorts: Optional[list[PortRule]] = None
+    toFQDNs: Optional[Many[FQDNSelector]] = None
+    toPorts: Optional[Many[PortRule]] = None
 
 
 class IngressDenyRule(_Ingress):
     """Who may not come in, and to which ports."""
 
-    toPorts: Optional[list[PortDenyRule]] = None
+    toPorts: Optional[Many[PortDenyRule]] = None
 
 
 class EgressDenyRule(_Egress):
     """To whom one may not go, and to which ports."""
 
-    toPorts: Optional[list[PortDenyRule]] = None
+    toPorts: Optional[Many[PortDenyRule]] = None
 
 
 RULES = (IngressRule, EgressRule, IngressDenyRule, EgressDenyRule)
@@ -192,13 +192,13 @@ class Spec(Shape):
 
     endpointSelector: Optional[EndpointSelector] = None
     nodeSelector: Optional[EndpointSelector] = None
-    ingress: Optional[list[IngressRule]] = None
-    ingressDeny: Optional[list[IngressDenyRule]] = None
-    egress: Optional[list[EgressRule]] = None
-    egressDeny: Optional[list[EgressDenyRule]] = None
+    ingress: Optional[Many[IngressRule]] = None
+    ingressDeny: Optional[Many[IngressDenyRule]] = None
+    egress: Optional[Many[EgressRule]] = None
+    egressDeny: Optional[Many[EgressDenyRule]] = None
     enableDefaultDeny: Optional[DefaultDeny] = None
     description: Optional[str] = None
-    labels: Optional[list[SpecLabel]] = None
+    labels: Optional[Many[SpecLabel]] = None
     log: Optional[Log] = None
 
     @model_validator(mode="after")
@@ -244,7 +244,7 @@ class _CiliumPolicy(Shape):
     spec: Optional[Spec] = None
     specs: Optional[
         Annotated[
-            list[Spec], BeforeValidator(_one_or_many, json_schema_input_type=list[Spec] | Spec)
+            Many[Spec], BeforeValidator(_one_or_many, json_schema_input_type=list[Spec] | Spec)
         ]
     ] = None
     status: Any = None

@@ -16,7 +16,7 @@ from proxylib import regex
 from proxylib.errors import RuleError
 from proxylib.http_headers import header_condition, header_match
 from xds.model_peers import KubernetesName
-from xds.shape import Optional, Shape
+from xds.shape import Many, Optional, Shape
 
 SECRET_NAMESPACE = "default"
 """Where a secret is looked for that names no namespace."""
@@ -83,8 +83,8 @@ class HttpRule(Shape):
     method: Optional[Whole] = None
     path: Optional[Whole] = None
     host: Optional[Whole] = None
-    headers: Optional[list[Annotated[str, AfterValidator(_header)]]] = None
-    headerMatches: Optional[list[HttpHeaderMatch]] = None
+    headers: Optional[Many[Annotated[str, AfterValidator(_header)]]] = None
+    headerMatches: Optional[Many[HttpHeaderMatch]] = None
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """As a rule class takes them: lists are lines."""

@@ -11,13 +11,14 @@ from pydantic_core import PydanticCustomError
 
 from xds.entities import ENTITIES
 from xds.fqdn import match_name, match_pattern
-from xds.shape import LabelKey, LabelValue, Optional, Shape
+from xds.shape import LabelKey, LabelValue, Many, Optional, Shape
 
 MAX_PORT = 65535
 
 MAX_PREFIX_TEXT = 64
 """Longest CIDR as text, characters; the longest real one has 43."""
 
+_OBJECT_NAME = re.compile("[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 PORT_NAME = re.compile("(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 MAX_PORT_NAME = 15
 """Longest port name, characters (RFC 6335 section 5.1)."""
@@ -85,6 +86,15 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _object_name(text: str) -> str:
+    if not _OBJECT_NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a name: letters, digits, '-', '_' and '.', the first and the last "
+            "a letter or digit"
+        )
+    return text
+
+
 def _entity(text: str) -> str:
     if text not in ENTITIES:
         raise ValueError(f"unknown entity {text[:80]!r}; known: {', '.join(ENTITIES)}")
@@ -100,7 +110,7 @@ def _icmp_type(value: Any) -> str:
 Prefix = Annotated[str, AfterValidator(_prefix)]
 DnsName = Annotated[str, AfterValidator(_name)]
 DnsPattern = Annotated[str, AfterValidator(_pattern)]
-KubernetesName = Annotated[str, Field(min_length=1, max_length=253)]
+KubernetesName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_object_name)]
 Entity = Annotated[
     str, AfterValidator(_entity), Field(json_schema_extra={"enum": list[JsonValue](ENTITIES)})
 ]
@@ -111,7 +121,7 @@ class Expression(Shape):
 
     key: LabelKey
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: Optional[list[LabelValue]] = None
+    values: Optional[Many[LabelValue]] = None
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:
@@ -124,15 +134,15 @@ class Expression(Shape):
 class EndpointSelector(Shape):
     """A selector by labels; {} selects every endpoint."""
 
-    matchLabels: Optional[dict[LabelKey, LabelValue]] = None
-    matchExpressions: Optional[list[Expression]] = None
+    matchLabels: Optional[Annotated[dict[LabelKey, LabelValue], Field(max_length=1000)]] = None
+    matchExpressions: Optional[Many[Expression]] = None
 
 
 class CIDRRule(Shape):
     """A CIDR without some of its parts."""
 
     cidr: Prefix
-    except_: Annotated[Optional[list[Prefix]], Field(alias="except")] = None
+    except_: Annotated[Optional[Many[Prefix]], Field(alias="except")] = None
 
     @model_validator(mode="after")
     def _excepts_within(self) -> Self:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from xds.model_http import HttpRule
 from xds.model_peers import DnsName, FQDNSelector, KubernetesName, PortProtocol
-from xds.shape import Optional, Shape
+from xds.shape import Many, Optional, Shape
 
 MAX_PORTS = 40
 """Most ports of one toPorts item, as in Cilium's own schema."""
@@ -31,13 +31,13 @@ def _not_empty(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-Items = Annotated[list[dict[str, str | None]] | None, BeforeValidator(_not_empty)]
+Items = Annotated[Many[dict[str, str | None]] | None, BeforeValidator(_not_empty)]
 """L7 rules; at least one."""
 
-HttpItems = Annotated[list[HttpRule] | None, BeforeValidator(_not_empty)]
+HttpItems = Annotated[Many[HttpRule] | None, BeforeValidator(_not_empty)]
 """HTTP rules; at least one."""
 
-DnsItems = Annotated[list[FQDNSelector] | None, BeforeValidator(_not_empty)]
+DnsItems = Annotated[Many[FQDNSelector] | None, BeforeValidator(_not_empty)]
 """Names that may be asked for; at least one."""
 
 

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from xds.labels import check_part, split_key
@@ -27,6 +27,11 @@ class Shape(BaseModel):
     """A mapping with known fields only. Values are never converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+MAX_ITEMS = 20_000
+"""Longest list of a document. Ten thousand rules are the largest policy foreseen, and
+each wrong item costs memory until all are reported."""
 
 
 def _not_null(value: Any) -> Any:
@@ -48,6 +53,9 @@ def _label_value(text: str) -> str:
 
 Optional = Annotated[T | None, BeforeValidator(_not_null)]
 """A field that may be left out, but not be null."""
+
+Many = Annotated[list[T], Field(max_length=MAX_ITEMS)]
+"""A list that may be long."""
 
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 LabelValue = Annotated[str, AfterValidator(_label_value)]

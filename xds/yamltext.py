@@ -39,6 +39,9 @@ MAX_DEPTH = 48
 MAX_NODES = 1_000_000
 """Most values in one file, each use of an alias counted anew (alias bombs)."""
 
+MAX_KEYS = 10_000
+"""Most keys of one mapping. A policy needs twenty, its labels some more."""
+
 MAX_PROBLEMS = 100
 """Most problems reported for one file; a hostile one could make millions."""
 
@@ -219,6 +222,8 @@ class _Reader:
         event = self._next()
         while type(event) is not MappingEndEvent:
             start = event.start_mark
+            if len(values) >= MAX_KEYS:
+                self._stop(event, f"more than {MAX_KEYS} keys in one mapping")
             key = self._key(event, nodes)
             path.append(key)
             value, node = self._value(self._next())

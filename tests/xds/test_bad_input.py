@@ -49,6 +49,11 @@ def test_ten_thousand_ports_in_as_many_rules() -> None:
     assert lint(policies, []) == []
 
 
+def test_a_list_that_is_longer_than_any_policy_needs() -> None:
+    (found,) = problems(f"{HEAD}  ingress: [{', '.join(['x'] * 20_001)}]\n")
+    assert found.endswith("spec.ingress: has more than 20000 items")
+
+
 def test_ten_thousand_mistakes_are_a_hundred_problems() -> None:
     rules = ", ".join("{fromEndpoint: []}" for _ in range(10_000))
     assert len(problems(f"{HEAD}  ingress: [{rules}]\n")) == MAX_PROBLEMS

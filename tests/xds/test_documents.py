@@ -189,6 +189,11 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
             HEAD.replace("name: p", "name: p, annotations: {proxylib.io/adit: 'true'}"),
             "annotations: unknown annotation 'proxylib.io/adit'; known: proxylib.io/audit",
         ),
+        (
+            HEAD.replace("name: p", 'name: "p\\n"') + "spec: {}",
+            "metadata.name: 'p\\n' is not a name",
+        ),
+        (HEAD.replace("name: p", "name: p/q") + "spec: {}", "metadata.name: 'p/q' is not a name"),
         (spec(""), "spec: needs a rule in ingress, egress"),
         (spec("ingress: []"), "spec: needs a rule in ingress, egress"),
         (spec("ingress:"), "p.yaml:6:3: spec.ingress: is empty"),
@@ -347,7 +352,7 @@ ALL = "{l7proto: r2d2, l7: [{}]}"
         ),
         (
             l7("{http: [{headerMatches: [{name: a, secret: {name: '../x'}}]}]}"),
-            f"{RULES}.http[0].headerMatches[0]: 'default/../x': a secret is called namespace/name",
+            f"{RULES}.http[0].headerMatches[0].secret.name: '../x' is not a name",
         ),
         (
             l7("{kafka: [{}], l7proto: r2d2, l7: [{}]}"),

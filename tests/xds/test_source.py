@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from xds import source
 from xds.source import Document, DocumentError, dotted, read_documents, read_file
-from xds.yamltext import MAX_PROBLEMS
+from xds.yamltext import MAX_KEYS, MAX_PROBLEMS
 
 
 @pytest.fixture(autouse=True, params=["libyaml", "pure Python"])
@@ -95,6 +95,12 @@ def test_alias_bomb_is_bounded() -> None:
         f"l{i}: &l{i} [{','.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 15)
     )
     assert "more than 1000000 values" in error(bomb)
+
+
+def test_a_mapping_has_so_many_keys() -> None:
+    text = "\n".join(f"k{n}: 1" for n in range(MAX_KEYS))
+    assert len(read(text).value) == MAX_KEYS
+    assert "p.yaml:10001:1: more than 10000 keys in one mapping" in error(f"{text}\none: 1")
 
 
 def test_every_mistake_of_a_file_is_reported() -> None:
