@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from node.errors import UsageError
+from xds.endpoints import Enforcement
 from xds.source import DocumentError, read_documents, read_file
 
 ENVIRONMENT = "PROXYLIB_"
@@ -121,6 +122,13 @@ class AgentConfig(BaseModel):
     policy_dir: Absolute | None = Field(
         None, description="a directory of policy files, in force as long as they are there"
     )
+    enable_policy: Enforcement = Field(
+        "default",
+        description="default: a direction is closed once a policy says so; always; never",
+    )
+    policy_audit_mode: bool = Field(
+        False, strict=False, description="log what would be denied, and deny nothing"
+    )
     node_name: str = Field(
         default_factory=gethostname,
         min_length=1,
@@ -161,7 +169,13 @@ class AgentConfig(BaseModel):
             "access_log": self.access_log_path,
             "proxy_ports": "{}-{}".format(*self.proxy_ports),
         }
-        return {key_of(name): "" if value is None else str(value) for name, value in values.items()}
+        return {key_of(name): _written(value) for name, value in values.items()}
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
 
 
 def key_of(field: str) -> str:

@@ -26,6 +26,7 @@ from xds.ads.ports import ProxyPorts
 from xds.ads.resources import NodeConfig
 from xds.control import ControlServer
 from xds.listening import check_socket
+from xds.roster import Mode
 
 
 @contextmanager
@@ -51,6 +52,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
         control = ControlServer(
             config.xds_path,
             state_file=config.state_dir / "identities.db",
+            mode=Mode(config.enable_policy, config.policy_audit_mode),
             socket_mode=0o600 if group is None else 0o660,
             socket_group=group,
         )

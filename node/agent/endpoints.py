@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
 from node.agent.documents import show_label
-from xds.endpoints import Endpoint
-from xds.identity import reserved_labels
+from xds.endpoints import Endpoint, Enforcement, NamedPort
+from xds.identity import RESERVED_IDENTITIES, reserved_number
 from xds.labels import LabelSet, label_set, parse_label
 from xds.services import normal_address
 
@@ -40,6 +40,9 @@ class NodeEndpoint:
     addresses: tuple[str, ...]
     labels: tuple[str, ...]
     external: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[NamedPort, ...] = ()
+    enforcement: Enforcement = "default"
+    audit: bool = False
     state: str = "ready"
 
     def label_set(self) -> LabelSet:
@@ -47,7 +50,13 @@ class NodeEndpoint:
 
     def for_engine(self) -> Endpoint:
         """As the engine knows it."""
-        return Endpoint(self.addresses, self.label_set())
+        return Endpoint(
+            self.addresses,
+            self.label_set(),
+            ports=self.ports,
+            enforcement=self.enforcement,
+            audit=self.audit,
+        )
 
     def address(self, version: int) -> str:
         """Its IPv4 or IPv6 address; empty if it has none."""
@@ -58,15 +67,32 @@ class NodeEndpoint:
             "addresses": list(self.addresses),
             "labels": list(self.labels),
             "external": dict(self.external),
+            "ports": [asdict(port) for port in self.ports],
+            "enforcement": self.enforcement,
+            "audit": self.audit,
         }
 
     @classmethod
     def from_json(cls, number: int, value: Mapping[str, Any]) -> NodeEndpoint:
-        return cls(number, tuple(value["addresses"]), tuple(value["labels"]), value["external"])
+        return cls(
+            number,
+            tuple(value["addresses"]),
+            tuple(value["labels"]),
+            value["external"],
+            tuple(NamedPort(**port) for port in value["ports"]),
+            value["enforcement"],
+            value["audit"],
+        )
 
 
 def make_endpoint(
-    number: int, addresses: Iterable[str], labels: Iterable[str], external: Mapping[str, str]
+    number: int,
+    addresses: Iterable[str],
+    labels: Iterable[str],
+    external: Mapping[str, str],
+    ports: Iterable[NamedPort] = (),
+    enforcement: Enforcement = "default",
+    audit: bool = False,
 ) -> NodeEndpoint:
     """An endpoint from what a user gave. Raises EndpointError."""
     if not 0 < number <= MAX_ENDPOINT_ID:
@@ -83,7 +109,12 @@ def make_endpoint(
         raise EndpointError(
             f"{unknown[0]!r} is no external identifier (known: {', '.join(EXTERNAL)})"
         )
-    return NodeEndpoint(number, normal, normal_labels(labels), dict(external))
+    named = tuple(ports)
+    if len({port.name for port in named}) != len(named):
+        raise EndpointError("two ports have one name")
+    return NodeEndpoint(
+        number, normal, normal_labels(labels), dict(external), named, enforcement, audit
+    )
 
 
 def normal_labels(texts: Iterable[str]) -> tuple[str, ...]:
@@ -92,6 +123,9 @@ def normal_labels(texts: Iterable[str]) -> tuple[str, ...]:
         labels = label_set(map(parse_label, texts))
     except ValueError as error:
         raise EndpointError(str(error)) from error
-    if labels.reserved and labels not in reserved_labels().values():
-        raise EndpointError("a reserved: label stands alone, and is one of the known ones")
+    if labels.reserved and reserved_number(labels) is None:
+        raise EndpointError(
+            f"a reserved: label stands alone (but for the host's), and is one of "
+            f"{', '.join(RESERVED_IDENTITIES)}"
+        )
     return tuple(show_label(label) for label in labels)

@@ -27,6 +27,7 @@ from node.agent.state import PolicyFile, State, changed_items, differences, load
 from node.agent.store import Store
 from proxylib.errors import ConfigError
 from xds.control import ControlServer
+from xds.endpoints import Enforcement, NamedPort
 from xds.engine import Change
 from xds.lint import lint
 from xds.source import DocumentError, Problem
@@ -166,13 +167,17 @@ class Repository:
         labels: Sequence[str],
         external: Mapping[str, str],
         number: int | None = None,
+        *,
+        ports: Sequence[NamedPort] = (),
+        enforcement: Enforcement = "default",
+        audit: bool = False,
     ) -> NodeEndpoint:
         """A new endpoint; without a number it gets one. Raises EndpointError."""
         made: list[NodeEndpoint] = []
 
         def change(state: State) -> State:
             wanted = number if number is not None else _free_number(state)
-            endpoint = make_endpoint(wanted, addresses, labels, external)
+            endpoint = make_endpoint(wanted, addresses, labels, external, ports, enforcement, audit)
             if wanted in state.endpoints:
                 raise AddressTaken(f"there is an endpoint {wanted} already")
             for other in state.endpoints.values():
@@ -214,6 +219,26 @@ class Repository:
                 raise EndpointError(f"endpoint {number} has no label {', '.join(sorted(missing))}")
             kept = [label for label in before.labels if label not in gone]
             after = replace(before, labels=normal_labels([*kept, *add]))
+            return replace(state, endpoints={**state.endpoints, number: after})
+
+        self._change(change)
+        return _endpoint(self._state, number)
+
+    def set_mode(
+        self, number: int, *, enforcement: Enforcement | None = None, audit: bool | None = None
+    ) -> NodeEndpoint:
+        """Change how an endpoint's policies are enforced; None: as it is.
+
+        Raises UnknownEndpoint.
+        """
+
+        def change(state: State) -> State:
+            before = _endpoint(state, number)
+            after = replace(
+                before,
+                enforcement=before.enforcement if enforcement is None else enforcement,
+                audit=before.audit if audit is None else audit,
+            )
             return replace(state, endpoints={**state.endpoints, number: after})
 
         self._change(change)

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,9 @@ PREFIX = "/v1"
 
 MAX_BODY = MAX_FILE
 """Largest body of a request, bytes: the largest document."""
+
+MAX_BODIES = 4 * MAX_BODY
+"""Bytes of all bodies that are held at a time; further ones are answered 503."""
 
 
 def make_app(node: Node, registry: CollectorRegistry) -> FastAPI:
@@ -79,30 +83,45 @@ def _describe_problems(app: FastAPI) -> None:
 
 
 class _Bounded:
-    """Refuses bodies that are too large, before they are read."""
+    """Refuses bodies that are too large, and more of them than there is room for."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            body += message.get("body", b"")
-            if len(body) > MAX_BODY:
-                text = f"the body is larger than {MAX_BODY} bytes; import several documents"
-                answer = problems.problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
-                answer.headers["Connection"] = "close"
-                await answer(scope, receive, send)
-                return
-            if not message.get("more_body", False):
-                break
-        await self._app(scope, _replay(bytes(body), receive), send)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                chunk = message.get("body", b"")
+                body += chunk
+                self._held += len(chunk)
+                refusal = self._refusal(len(body))
+                if refusal is not None:
+                    refusal.headers["Connection"] = "close"
+                    await refusal(scope, receive, send)
+                    return
+                if not message.get("more_body", False):
+                    break
+            await self._app(scope, _replay(bytes(body), receive), send)
+        finally:
+            self._held -= len(body)
+
+    def _refusal(self, size: int) -> JSONResponse | None:
+        """The answer to a body of which `size` bytes are there, if it is not taken."""
+        if size > MAX_BODY:
+            text = f"the body is larger than {MAX_BODY} bytes; import several documents"
+            return problems.problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+        if self._held > MAX_BODIES:
+            text = "too much is being sent at once; try again"
+            return problems.problem(HTTPStatus.SERVICE_UNAVAILABLE, text)
+        return None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -22,6 +22,10 @@ LabelTexts = Annotated[list[LabelText], Field(max_length=MAX_LABELS)]
 AddressText = Annotated[str, Field(min_length=2, max_length=45)]
 
 
+Mode = Literal["default", "always", "never"]
+"""When a direction is closed: if a policy says so, in any case, never."""
+
+
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
@@ -142,10 +146,15 @@ class External(Wire):
 
 
 class Enforcement(Wire):
-    """Whether rules restrict a direction of an endpoint."""
+    """Whether rules restrict a direction of an endpoint. audit: only in the log.
+
+    mode: what was asked for this endpoint.
+    """
 
     ingress: bool
     egress: bool
+    mode: Mode = "default"
+    audit: bool = False
 
 
 class Endpoint(Wire):
@@ -160,6 +169,14 @@ class Endpoint(Wire):
     policy: Enforcement
 
 
+class PortName(Wire):
+    """What an endpoint calls one of its ports."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=15)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+
 class EndpointRequest(Wire):
     """A new endpoint: one IPv4 address, one IPv6 address, or one of each."""
 
@@ -167,6 +184,16 @@ class EndpointRequest(Wire):
     addresses: Annotated[list[AddressText], Field(min_length=1, max_length=2)]
     labels: LabelTexts = []
     external_identifiers: External = External()
+    ports: Annotated[list[PortName], Field(max_length=100)] = []
+    enforcement: Mode = "default"
+    audit: bool = False
+
+
+class ModeChange(Wire):
+    """How an endpoint's policies are enforced; what is left out stays."""
+
+    enforcement: Mode | None = None
+    audit: bool | None = None
 
 
 class LabelsRequest(Wire):

@@ -86,7 +86,10 @@ def endpoint(node: Node, endpoint: NodeEndpoint) -> models.Endpoint:
         external_identifiers=models.External.model_validate(dict(endpoint.external)),
         encryption={},
         policy=models.Enforcement(
-            ingress=enforced.ingress_enforced, egress=enforced.egress_enforced
+            ingress=enforced.ingress_enforced,
+            egress=enforced.egress_enforced,
+            mode=endpoint.enforcement,
+            audit=enforced.mode.audit,
         ),
     )
 

@@ -21,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """An option for each setting."""
     for name, metavar, text in reversed(_OPTIONS):
-        kind = click.STRING if metavar in ("GROUP", "NAME", "ADDR", "RANGE") else _PATH
+        kind = _PATH if metavar in ("DIR", "PATH") else click.STRING
         command = click.option(f"--{name}", metavar=metavar, type=kind, default=None, help=text)(
             command
         )
@@ -36,6 +36,12 @@ _OPTIONS = (
     ("xds-socket", "PATH", "The control server's socket [default: xds.sock in the run-dir]."),
     ("access-log", "PATH", "The access log's socket [default: access_log.sock in the run-dir]."),
     ("policy-dir", "DIR", "Policy files, in force as long as they are in it."),
+    (
+        "enable-policy",
+        "MODE",
+        "When a direction is closed: default (a policy says so), always, never.",
+    ),
+    ("policy-audit-mode", "BOOL", "true: log what would be denied, and deny nothing."),
     ("node-name", "NAME", "What this node is called [default: the host's name]."),
     ("node-ip", "ADDR", "This node's own address [default: the one it speaks from]."),
     ("proxy-ports", "RANGE", "The ports that redirects may use [default: 10000-20000]."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,26 @@ from node.tables import show, table
 
 _NUMBER = click.argument("number", type=click.IntRange(1, 65535), metavar="ID")
 _LABEL = "LABEL is source:key=value, such as k8s:app=nginx; the source may be left out."
+
+
+_ENFORCEMENT = click.option(
+    "--enforcement",
+    type=click.Choice(("default", "always", "never")),
+    help="When a direction is closed: a policy says so, in any case, or never.",
+)
+_NAMED = re.compile(r"([a-z0-9-]+)=([0-9]{1,5})(?:/(TCP|UDP|SCTP))?")
+
+
+def _named_ports(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    ports = []
+    for value in values:
+        match = _NAMED.fullmatch(value)
+        if match is None:
+            raise click.BadParameter(f"{value!r} is not NAME=PORT, such as http=80")
+        ports.append({"name": match[1], "port": int(match[2]), "protocol": match[3] or "TCP"})
+    return ports
 
 
 @click.group("endpoint")
@@ -52,6 +73,16 @@ def get(number: int, socket_path: Path | None, as_json: bool) -> None:
 )
 @click.option("--label", "labels", multiple=True, metavar="LABEL", help="A label; several times.")
 @click.option("--id", "number", type=click.IntRange(1, 65535), help="Its number [default: next].")
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    callback=_named_ports,
+    metavar="NAME=PORT[/PROTOCOL]",
+    help="What policies may call a port; several times.",
+)
+@_ENFORCEMENT
+@click.option("--audit", is_flag=True, help="Log what would be denied, and deny nothing.")
 @click.option("--container-id", default="", metavar="ID", help="What a runtime calls it.")
 @click.option("--k8s-namespace", default="", metavar="NAME", help="Its pod's namespace.")
 @click.option("--k8s-pod-name", default="", metavar="NAME", help="Its pod's name.")
@@ -60,6 +91,9 @@ def add(
     addresses: tuple[str, ...],
     labels: tuple[str, ...],
     number: int | None,
+    ports: list[dict[str, Any]],
+    enforcement: str | None,
+    audit: bool,
     container_id: str,
     k8s_namespace: str,
     k8s_pod_name: str,
@@ -76,6 +110,9 @@ def add(
         "addresses": list(addresses),
         "labels": list(labels),
         "external-identifiers": external,
+        "ports": ports,
+        "enforcement": enforcement or "default",
+        "audit": audit,
     }
     if number is not None:
         request["id"] = number
@@ -119,6 +156,37 @@ def labels_command(
         show("\n".join(endpoint["identity"]["labels"]))
 
 
+@command.command("config")
+@_NUMBER
+@_ENFORCEMENT
+@click.option("--audit/--no-audit", default=None, help="Log what would be denied; deny nothing.")
+@remote
+def config(
+    number: int,
+    enforcement: str | None,
+    audit: bool | None,
+    socket_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Print how an endpoint's policies are enforced, or change it first."""
+    change = {"enforcement": enforcement, "audit": audit}
+    wanted = {key: value for key, value in change.items() if value is not None}
+    with agent(socket_path) as client:
+        if wanted:
+            endpoint = client.call("PATCH", "endpoint", number, json=wanted)
+        else:
+            endpoint = client.call("GET", "endpoint", number)
+    policy = endpoint["policy"]
+    if as_json:
+        show_json(policy)
+        return
+    pairs = [
+        ("enforcement", policy.get("mode", "default")),
+        ("audit", str(policy.get("audit", False)).lower()),
+    ]
+    show("\n".join(f"{key}={value}" for key, value in pairs))
+
+
 @command.command("delete")
 @click.argument("numbers", nargs=-1, required=True, type=click.IntRange(1, 65535), metavar="ID...")
 @remote
@@ -146,8 +214,8 @@ def endpoint_table(endpoints: list[dict[str, Any]]) -> str:
     rows = [
         (
             str(endpoint["id"]),
-            _enforcement(endpoint["policy"]["ingress"]),
-            _enforcement(endpoint["policy"]["egress"]),
+            _enforcement(endpoint["policy"], "ingress"),
+            _enforcement(endpoint["policy"], "egress"),
             str(endpoint["identity"]["id"]),
             endpoint["identity"]["labels"],
             [a.get("ipv6", "") for a in endpoint["networking"]["addressing"]],
@@ -159,5 +227,8 @@ def endpoint_table(endpoints: list[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
-def _enforcement(enforcing: bool) -> str:
-    return "Enabled" if enforcing else "Disabled"
+def _enforcement(policy: dict[str, Any], direction: str) -> str:
+    """As Cilium writes it."""
+    if policy.get("audit"):
+        return "Disabled (Audit)"
+    return "Enabled" if policy[direction] else "Disabled"

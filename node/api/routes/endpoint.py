@@ -14,6 +14,7 @@ from node.agent.node import Node
 from node.api import models, views
 from node.api.context import node_of
 from node.api.problems import responses
+from xds.endpoints import NamedPort
 
 router = APIRouter(tags=["endpoint"])
 
@@ -64,6 +65,9 @@ def add_endpoint(
         request.labels,
         {key: given[key] for key in EXTERNAL if given[key]},
         request.id,
+        ports=[NamedPort(port.name, port.port, port.protocol) for port in request.ports],
+        enforcement=request.enforcement,
+        audit=request.audit,
     )
     response.headers["Location"] = f"/v1/endpoint/{endpoint.id}"
     return views.endpoint(node, endpoint)
@@ -93,6 +97,22 @@ def get_endpoint(node: OurNode, number: Number) -> models.Endpoint:
 def delete_endpoint(node: OurNode, number: Number) -> None:
     """Delete an endpoint: its address is nobody's then."""
     node.repository.delete_endpoint(number)
+
+
+@router.patch(
+    "/endpoint/{number}",
+    operation_id="configureEndpoint",
+    response_model_exclude_defaults=True,
+    responses=_NOT_THERE,
+)
+def configure_endpoint(
+    node: OurNode, number: Number, request: models.ModeChange
+) -> models.Endpoint:
+    """Change how an endpoint's policies are enforced."""
+    endpoint = node.repository.set_mode(
+        number, enforcement=request.enforcement, audit=request.audit
+    )
+    return views.endpoint(node, endpoint)
 
 
 @router.put(

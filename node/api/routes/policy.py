@@ -30,8 +30,8 @@ Labels = Annotated[
 ]
 FileName = Annotated[str, Query(max_length=512, description="what problems are to call the text")]
 
-POLL = 0.02
-"""Seconds between two looks at what subscribers have acknowledged."""
+FIRST_POLL, LAST_POLL = 0.02, 0.25
+"""Seconds between two looks at what subscribers have acknowledged; they grow."""
 
 DOCUMENTS: dict[str, Any] = {
     "requestBody": {
@@ -147,13 +147,14 @@ async def wait_for_revision(
     Answers when that is so, and otherwise when the time is up.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
+    deadline, pause = loop.time() + timeout, FIRST_POLL
     while True:
         progress = await run_in_threadpool(node.repository.progress, revision)
         reached = progress.reached and len(progress.nodes) >= nodes
         if reached or loop.time() >= deadline:
             break
-        await asyncio.sleep(POLL)
+        await asyncio.sleep(min(pause, max(deadline - loop.time(), 0)))
+        pause = min(pause * 1.5, LAST_POLL)
     return models.Waited(
         revision=revision,
         reached=reached,

@@ -194,3 +194,13 @@ def edit(agent: Agent, expression: str, keys: str) -> None:
     database = agent.node.repository._store._database
     statement = f"UPDATE item SET value={expression} WHERE kind='policy' AND key LIKE ?"
     assert database.execute(statement, [keys]).rowcount >= 1
+
+
+def test_modes_of_the_node(short_path: Path) -> None:
+    with running(short_path, enable_policy="always") as agent:
+        agent.add_endpoint("10.0.0.1")
+        assert agent.get("/endpoint/1")["policy"] == {"ingress": True, "egress": True}
+        assert agent.get("/config")["enable-policy"] == "always"
+    with running(short_path, policy_audit_mode="true") as agent:
+        assert agent.get("/endpoint/1")["policy"]["audit"] is True
+        assert agent.get("/config")["policy-audit-mode"] == "true"

@@ -80,7 +80,7 @@ def test_enforcement_follows_policies_and_labels(agent: Agent) -> None:
         {"addresses": ["::ffff:10.0.0.1"]},
         {"addresses": ["10.0.0.1"], "labels": ["a b"]},
         {"addresses": ["10.0.0.1"], "labels": ["a=1", "a=2"]},
-        {"addresses": ["10.0.0.1"], "labels": ["reserved:host", "a=2"]},
+        {"addresses": ["10.0.0.1"], "labels": ["reserved:world", "a=2"]},
         {"addresses": ["10.0.0.1"], "labels": ["x" * 2000]},
         {"addresses": ["10.0.0.1"], "labels": ["a\u0000b"]},
         {"addresses": ["10.0.0.1"], "id": 0},
@@ -129,3 +129,30 @@ def test_concurrent_writers_of_endpoints(agent: Agent) -> None:
     endpoints = agent.get("/endpoint")
     assert [e["id"] for e in endpoints] == list(range(1, 9))
     assert agent.get("/policy")["revision"] == 8
+
+
+def test_enforcement_and_audit_of_one_endpoint(agent: Agent) -> None:
+    agent.put_policy(r2d2())
+    agent.add_endpoint("10.0.0.1", "app=r2d2")
+    agent.add_endpoint("10.0.0.2", "app=other", enforcement="always")
+    assert agent.get("/endpoint/2")["policy"] == {"ingress": True, "egress": True, "mode": "always"}
+    assert agent.cli("endpoint", "config", 1).stdout == "enforcement=default\naudit=false\n"
+    assert agent.cli("endpoint", "config", 1, "--audit").stdout.endswith("audit=true\n")
+    assert "Disabled (Audit)" in agent.cli("endpoint", "list").stdout
+    changed = agent.http.patch("/endpoint/1", json={"enforcement": "never", "audit": False})
+    assert changed.json()["policy"] == {"ingress": False, "egress": False, "mode": "never"}
+    assert agent.http.patch("/endpoint/1", json={"enforcement": "maybe"}).status_code == 422
+    assert agent.http.patch("/endpoint/9", json={}).status_code == 404
+
+
+def test_ports_by_name(agent: Agent) -> None:
+    agent.put_policy(r2d2().replace('"4040"', "droid"))
+    added = agent.cli("endpoint", "add", "--address", "10.0.0.1", "--label", "app=r2d2",
+                      "--port", "droid=4141")  # fmt: skip
+    assert added.stdout == "1\n"
+    agent.add_endpoint("10.0.0.2", "role=jedi")
+    assert [r["port"] for r in agent.get("/redirects")] == [4141]
+    twice = [{"name": "a", "port": 1}, {"name": "a", "port": 2}]
+    assert agent.add_endpoint("10.0.0.3", ports=twice).status_code == 422
+    wrong = agent.cli("endpoint", "add", "--address", "10.0.0.4", "--port", "80")
+    assert wrong.exit_code == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from node.api.app import MAX_BODIES, MAX_BODY
+from tests.native.services import wait_for
 from tests.node.agents import Agent, r2d2
 
 
@@ -64,3 +66,22 @@ def test_garbage_on_the_socket_hurts_nobody(agent: Agent) -> None:
             except OSError:
                 pass
     assert agent.get("/healthz")["state"] == "Ok"
+
+
+def test_bodies_together_are_bounded(agent: Agent) -> None:
+    """Some clients that send much and never end do not keep the agent from others for ever."""
+    held = []
+    chunk = b"x" * (MAX_BODY - 1)
+    try:
+        for _ in range(MAX_BODIES // MAX_BODY):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(agent.config.api_path))
+            head = f"PUT /v1/policy HTTP/1.1\r\nHost: a\r\nContent-Length: {MAX_BODY}\r\n\r\n"
+            client.sendall(head.encode() + chunk)
+            held.append(client)
+        wait_for(lambda: agent.put_policy("x" * 4096).status_code == 503, "no room", 30)
+        assert agent.get("/healthz")["state"] == "Ok"
+    finally:
+        for client in held:
+            client.close()
+    wait_for(lambda: agent.put_policy("x" * 4096).status_code == 422, "room again", 30)
