@@ -69,6 +69,7 @@ class Connection:
         "instance",
         "log",
         "made",
+        "memory",
         "monotonic_ns",
         "open_audit_log",
         "panicked",
@@ -134,6 +135,8 @@ class Connection:
         self.settings = settings
         self.budget = _nanoseconds(settings.time_budget or limits.TIME_BUDGET)
         """Nanoseconds that a call into the parser may take."""
+        self.memory = settings.memory_budget or limits.MEMORY_BUDGET
+        """Bytes that the parser may hold."""
         self.breaker = breaker_of(parser_name)
         self.panicked = False
         self.remote: object | None = None
@@ -155,6 +158,8 @@ class Connection:
                 raise TypeError(f"the factory made a {type(parser).__name__}, not a Parser")
             if self.settings.time_budget is None:
                 self.budget = _nanoseconds(parser.time_budget)
+            if self.settings.memory_budget is None:
+                self.memory = parser.memory_budget
             self.attach(parser)
             self.made_by(factory, parser)
         except BaseException as error:
@@ -359,6 +364,12 @@ class Connection:
                 self.inject(True, guarded(self.budget, self.parser.unparsable))
             except BaseException as error:
                 self.log_status(f"Panic: unparsable: {describe(error)}")
+
+    def dispossess(self) -> None:
+        """Give up the parser, which holds more than it may."""
+        self.parser = None
+        self.fail(f"Panic: the parser holds more than its {self.memory} bytes of memory")
+        self.count_panic()
 
     def crashed(self, why: str) -> None:
         """The process of the parser has died; the connection ends as `on_error` says."""

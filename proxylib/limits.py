@@ -48,6 +48,10 @@ TIME_BUDGET = 0.1
 microseconds per message, a few milliseconds at the worst; a tenth of a second is what
 people begin to notice, and the most that one connection may hold the others up."""
 
+MEMORY_BUDGET = 32 << 20
+"""Default most that a connection's parser may hold, bytes: a frame of MAX_HELD, and as
+much for what it made of it."""
+
 BREAKER_PANICS = 100
 BREAKER_PERIOD = 10.0
 """A parser that panics more often than BREAKER_PANICS in BREAKER_PERIOD seconds is taken

@@ -29,6 +29,10 @@ class Parser(ABC):
     """Seconds that one call may take; it is interrupted then, which is a panic. A
     redirect's configuration may say otherwise."""
 
+    memory_budget: ClassVar[int] = limits.MEMORY_BUDGET
+    """Bytes that a connection's parser may hold; one that holds more is taken from its
+    connection, which is a panic. Looked at now and then (native/memory.c)."""
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 

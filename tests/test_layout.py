@@ -65,6 +65,7 @@ NO_SOURCE = {
     "tests/node/agent": "node/agent/, by what its files do together",
     "tests/node/api": "node/api/, by requests",
     "tests/node/test_remote.py": "the commands that speak to an agent",
+    "tests/proxylib/sandbox/test_memory.py": "proxylib/native/memory.c",
     "tests/node/test_static_config.py": "envoy_configs/",
     "tests/test_layout.py": "tests/",
     "tests/test_imports.py": "the import rules",

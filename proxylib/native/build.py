@@ -24,6 +24,7 @@ SOURCES = (
     "log_sender.c",
     "accesslog.c",
     "guard.c",
+    "memory.c",
     "engine.c",
     "isolate.c",
     "cabi.c",

@@ -34,6 +34,7 @@ bool connection_init(struct connection *c, PyObject *object) {
   bool ok = false;
   c->batch = get_number(object, "batch") > 0;
   c->budget = get_number(object, "budget");
+  c->memory = get_number(object, "memory");
   if (get_number(object, "unparsed") > 0) c->settled[0] = c->settled[1] = OP_PASS;
   PyObject *remote = get(object, "remote");
   if (remote && remote != Py_None) {
@@ -60,6 +61,7 @@ done:
   Py_XDECREF(parser);
   Py_XDECREF(injected);
   if (!ok) connection_close(c);
+  else memory_add(c);
   return ok;
 }
 
@@ -91,6 +93,7 @@ bool connection_refresh(struct connection *c) {
 void connection_close(struct connection *c) {
   PyObject *type, *value, *trace;
   PyErr_Fetch(&type, &value, &trace);
+  memory_remove(c);
   if (c->remote && c->ops) remote_close(c);
   if (c->object) {
     PyObject *result = PyObject_CallMethod(c->object, "close", NULL);
@@ -223,18 +226,39 @@ static PyObject *copy_input(const struct connection *c, const struct slice *in, 
 
 enum filter_result connection_call(struct connection *c, bool reply, bool end_stream,
                                    const struct slice *in, size_t n_in, size_t from, size_t len) {
+  if (c->hoards) return RESULT_PARSER_ERROR; /* which has been logged */
   PyObject *data = copy_input(c, in, n_in, from, len);
   if (!data) return connection_panic(c);
   PyObject *args[5] = {NULL, reply ? Py_True : Py_False, end_stream ? Py_True : Py_False, data,
                        c->ops};
+  c->running = true;
   struct guard *guard = guard_begin(c->budget);
   PyObject *answer =
       PyObject_Vectorcall(c->call, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
   if (guard_end(guard)) Py_CLEAR(answer);
+  c->running = false;
   Py_DECREF(data);
+  if (c->hoards) {
+    Py_XDECREF(answer);
+    PyErr_Clear();
+    connection_dispossess(c);
+    return RESULT_PARSER_ERROR;
+  }
   if (!answer) return connection_panic(c);
   Py_DECREF(answer);
   return RESULT_OK;
+}
+
+void connection_watch(struct connection *c, void (*call)(void *), void *argument) {
+  c->watcher = (struct watcher){call, argument, NULL};
+  if (c->remote) remote_watch(c);
+}
+
+void connection_dispossess(struct connection *c) {
+  PyObject *result = PyObject_CallMethod(c->object, "dispossess", NULL);
+  if (!result) python_print_error("taking a parser from its connection");
+  Py_XDECREF(result);
+  Py_SETREF(c->call, Py_NewRef(Py_None));
 }
 
 bool connection_op(const struct connection *c, Py_ssize_t i, int64_t *value) {

@@ -234,15 +234,15 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
 
 void envoy_reloaded(void) { live_tell_all(SCHEDULED_REFRESH); }
 
-/* Called on any thread. */
-static void worker_died(void *filter) { schedule(filter, SCHEDULED_DEATH); }
+/* The connection has lost its parser. Called on any thread, with the GIL. */
+static void parser_lost(void *filter) { schedule(filter, SCHEDULED_DEATH); }
 
-/* The process of the connection's parser is gone, whether bytes were under way or not. */
+/* The connection has lost its parser, whether bytes were under way or not. */
 static void on_death(struct filter *f) {
   struct connection *c = &f->connection;
   if (f->dead || !f->open || c->settled[0]) return;
   python_enter();
-  remote_died(c);
+  if (c->remote) remote_died(c);
   bool goes_on = connection_on_error(c) == ON_ERROR_PASS;
   struct bytes held[2] = {0};
   if (goes_on) {
@@ -310,12 +310,12 @@ HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
   if (connection && connection != Py_None) f->open = connection_init(&f->connection, connection);
   if (PyErr_Occurred()) envoy_log_exception("opening a connection");
   Py_XDECREF(connection);
-  python_leave();
   if (f->open) {
     live_add(&f->live, envoy);
-    if (f->connection.remote) remote_watch(&f->connection, worker_died, f);
-    return STATUS_CONTINUE;
+    connection_watch(&f->connection, parser_lost, f);
   }
+  python_leave();
+  if (f->open) return STATUS_CONTINUE;
   close_connection(f, CLOSE_NO_FLUSH);
   return STATUS_STOP_ITERATION;
 }

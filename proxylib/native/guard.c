@@ -36,6 +36,7 @@
 /* Ticks after which a call that cannot be interrupted is complained about. */
 #define COMPLAIN 200
 #define MAX_FRAMES 32
+#define MEMORY_TICKS 10
 
 struct guard {
   _Atomic uint64_t serial; /* odd: in a call */
@@ -227,7 +228,8 @@ static bool overdue(struct guard *g, int64_t now) {
 static void *watch(void *ignored) {
   PyThreadState *state = PyThreadState_New(PyInterpreterState_Main());
   (void)ignored;
-  for (;;) {
+  for (unsigned tick = 0;; tick++) {
+    if (tick % MEMORY_TICKS == 0 && limits.memory_budget) memory_watch(state);
     clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = TICK_NS}, NULL);
     int64_t before = now_ns(CLOCK_MONOTONIC);
     bool any = false;

@@ -22,7 +22,6 @@
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -73,8 +72,7 @@ struct remote {
   char why[200]; /* it died; with the GIL */
   _Atomic bool busy[CHANNELS];
   uint32_t next_id, n_free, cap_free, *free_ids; /* with the GIL */
-  pthread_mutex_t mutex;                         /* guards the list of watchers */
-  struct watcher *watchers;
+  struct watcher *watchers;                      /* with the GIL */
 };
 
 static PyTypeObject *remote_type;
@@ -309,23 +307,18 @@ void remote_close(struct connection *c) {
     give_channel(r, ch);
     free_id(r, c->id);
   }
-  pthread_mutex_lock(&r->mutex);
   for (struct watcher **at = &r->watchers; *at; at = &(*at)->next) {
     if (*at != &c->watcher) continue;
     *at = c->watcher.next;
     break;
   }
-  pthread_mutex_unlock(&r->mutex);
 }
 
-void remote_watch(struct connection *c, void (*call)(void *), void *argument) {
+void remote_watch(struct connection *c) {
   struct remote *r = c->remote;
-  pthread_mutex_lock(&r->mutex);
-  c->watcher = (struct watcher){call, argument, r->watchers};
+  c->watcher.next = r->watchers;
   r->watchers = &c->watcher;
-  bool dead = atomic_load(&r->dead);
-  pthread_mutex_unlock(&r->mutex);
-  if (dead) call(argument);
+  if (atomic_load(&r->dead)) c->watcher.call(c->watcher.argument);
 }
 
 static PyObject *remote_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
@@ -336,7 +329,6 @@ static PyObject *remote_new(PyTypeObject *type, PyObject *args, PyObject *keywor
   struct remote *r = (struct remote *)type->tp_alloc(type, 0);
   if (!r) return NULL;
   r->pidfd = -1;
-  pthread_mutex_init(&r->mutex, NULL);
   r->shared = mmap(NULL, sizeof *r->shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (r->shared == MAP_FAILED || (r->pidfd = dup(pidfd)) < 0) {
     if (r->shared == MAP_FAILED) r->shared = NULL;
@@ -356,7 +348,6 @@ static void remote_dealloc(PyObject *object) {
   if (r->shared) munmap(r->shared, sizeof *r->shared);
   if (r->pidfd >= 0) close(r->pidfd);
   free(r->free_ids);
-  pthread_mutex_destroy(&r->mutex);
   Py_XDECREF(r->log);
   type->tp_free(object);
   Py_DECREF(type);
@@ -408,9 +399,7 @@ static PyObject *remote_has_died(PyObject *object, PyObject *why) {
     atomic_compare_exchange_strong(&r->shared->channels[i].state, &request, DEAD);
     futex_wake(&r->shared->channels[i].state);
   }
-  pthread_mutex_lock(&r->mutex);
   for (struct watcher *w = r->watchers; w; w = w->next) w->call(w->argument);
-  pthread_mutex_unlock(&r->mutex);
   Py_RETURN_NONE;
 }
 

@@ -21,8 +21,8 @@ enum filter_result remote_run(struct connection *c, bool reply, bool end_stream,
 /* Tells the worker that a connection is gone. */
 void remote_close(struct connection *c);
 
-/* Has `call(argument)` called, on any thread, when the worker dies while `c` is open. */
-void remote_watch(struct connection *c, void (*call)(void *), void *argument);
+/* Has c->watcher called when the worker dies while `c` is open. */
+void remote_watch(struct connection *c);
 
 /* Logs, once, that the connection's worker has died. */
 void remote_died(struct connection *c);

@@ -4,6 +4,7 @@
  * accesslog.c  the access-log client as Python sees it (log_entry.c encodes,
  *              log_sender.c queues and sends off the data path)
  * guard.c      the time budget of calls into parsers
+ * memory.c     the memory budget of each parser
  * engine.c     one connection: calls its parser, checks the ops
  * isolate.c    the same parser in a process of its own
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
@@ -57,6 +58,7 @@ extern PyObject *embed_module;
 struct limits {
   int64_t max_held, max_inject, max_op_bytes, window;
   int64_t max_log_value, max_log_entry, log_queue;
+  int64_t memory_budget;
 };
 extern struct limits limits;
 /* Takes them over. False with a Python error. */
@@ -89,6 +91,21 @@ bool guard_start(PyObject *module);
 /* Refuses, from now on, what a parser must not do inside a call. */
 bool guard_refuse_processes(void);
 
+/* memory.c */
+
+struct connection;
+
+/* Whose parser is to be looked at, and no longer. */
+void memory_add(struct connection *c);
+void memory_remove(struct connection *c);
+
+/* Looks whether a parser holds too much, if the process has grown. Called now and then
+ * by the watchdog, without the GIL. */
+void memory_watch(PyThreadState *state);
+
+/* Adds `held` to the module. False with a Python error. */
+bool memory_start(PyObject *module);
+
 /* accesslog.c: the AccessLog type for the module proxylib_native. */
 PyObject *accesslog_type(void);
 
@@ -114,7 +131,7 @@ struct bytes {
   size_t len, cap;
 };
 
-/* Who is to hear that a connection's worker has died. */
+/* Who is to hear that a connection has lost its parser while nothing was going on. */
 struct watcher {
   void (*call)(void *);
   void *argument;
@@ -131,11 +148,15 @@ struct connection {
   enum on_error on_error; /* if another process has said so */
   unsigned code;          /* `reloads` when the parser's code was last looked at */
   bool batch;
+  int64_t memory;  /* that the parser may hold, bytes */
+  bool running;    /* its parser is being called */
+  bool hoards;     /* it holds more */
+  struct connection *newer, *older;
   /* Of a parser in another process. */
   struct remote *remote; /* `object` keeps it alive */
   uint32_t id;
   bool told; /* that it has died */
-  struct watcher watcher;
+  struct watcher watcher; /* called with the GIL, on any thread */
 };
 
 /* How often parsers have been reloaded. With the GIL. */
@@ -187,6 +208,13 @@ bool connection_op(const struct connection *c, Py_ssize_t i, int64_t *value);
 
 /* Hands the current exception to Connection.panic, which logs it. */
 enum filter_result connection_panic(struct connection *c);
+
+/* Has `call(argument)` called, with the GIL, when the connection loses its parser while
+ * nothing is going on. */
+void connection_watch(struct connection *c, void (*call)(void *), void *argument);
+
+/* Takes its parser away from a connection that holds too much memory, and logs it. */
+void connection_dispossess(struct connection *c);
 
 /* What is to become of the connection if its parser fails now. */
 enum on_error connection_on_error(struct connection *c);

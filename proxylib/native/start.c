@@ -133,7 +133,7 @@ EXPORT PyObject *PyInit_proxylib_native(void) {
   PyObject *module = PyModule_Create(&native_module);
   PyObject *type = module ? accesslog_type() : NULL;
   if (!type || PyModule_AddObjectRef(module, "AccessLog", type) < 0 ||
-      !guard_start(module) || !isolate_add(module)) {
+      !memory_start(module) || !guard_start(module) || !isolate_add(module)) {
     Py_CLEAR(module);
   }
   Py_XDECREF(type);
@@ -156,7 +156,7 @@ bool read_limits(void) {
       {"MAX_HELD", &limits.max_held},           {"MAX_INJECT", &limits.max_inject},
       {"MAX_OP_BYTES", &limits.max_op_bytes},   {"WINDOW", &limits.window},
       {"MAX_LOG_VALUE", &limits.max_log_value}, {"MAX_LOG_ENTRY", &limits.max_log_entry},
-      {"LOG_QUEUE", &limits.log_queue},
+      {"LOG_QUEUE", &limits.log_queue},         {"MEMORY_BUDGET", &limits.memory_budget},
   };
   PyObject *module = PyImport_ImportModule("proxylib.limits");
   bool ok = module != NULL;

@@ -34,6 +34,7 @@ ON_ERROR = {"close": OnError.CLOSE, "deny": OnError.DENY, "pass-through": OnErro
 
 _RANGES = {
     "time_budget": (0.001, 60, "seconds"),
+    "memory_budget": (1 << 16, 1 << 40, "bytes"),
     "breaker_panics": (1, 1_000_000, "panics"),
     "breaker_period": (0.1, 3600, "seconds"),
 }
@@ -47,6 +48,8 @@ class Settings:
     """None: pass through where the policy is in audit mode, which only observes; else close."""
     time_budget: float | None = None
     """Seconds that one call into the parser may take."""
+    memory_budget: int | None = None
+    """Bytes that a connection's parser may hold."""
     breaker_panics: int = limits.BREAKER_PANICS
     breaker_period: float = limits.BREAKER_PERIOD
     """More than so many panics in so many seconds take the parser out, everywhere in
@@ -60,6 +63,7 @@ DEFAULTS = Settings()
 KEYS: Mapping[str, type | tuple[type, ...]] = {
     "on_error": str,
     "time_budget": (int, float),
+    "memory_budget": int,
     "breaker_panics": int,
     "breaker_period": (int, float),
     "isolation": str,
@@ -85,6 +89,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     return Settings(
         None if chosen is None else ON_ERROR[chosen],
         values.get("time_budget"),
+        values.get("memory_budget"),
         values.get("breaker_panics", limits.BREAKER_PANICS),
         values.get("breaker_period", limits.BREAKER_PERIOD),
         isolation == "process",

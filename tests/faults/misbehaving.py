@@ -345,6 +345,15 @@ def spins_one_at_a_time(parser: Parser) -> Any:
         pass
 
 
+# Memory.
+
+
+@fault("Panic: the parser holds more than its 33554432 bytes", levels=("envoy",))
+def hoards(parser: Parser, ops: list[int]) -> None:
+    parser.hoard = b"x" * (40 << 20)  # type: ignore[attr-defined]
+    ops += (PASS, 2)
+
+
 # The process that it runs in.
 
 

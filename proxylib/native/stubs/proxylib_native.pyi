@@ -48,3 +48,6 @@ def collect_log() -> None:
 
 def reloaded() -> None:
     """Parsers have new code: every connection looks at it, idle ones too."""
+
+def held(object: object, limit: int, /) -> int:
+    """Bytes that can be reached from `object`; counts no further than `limit`."""

@@ -17,11 +17,14 @@ def test_all_chosen() -> None:
     values = {
         "on_error": "pass-through",
         "time_budget": 0.5,
+        "memory_budget": 1 << 20,
         "breaker_panics": 7,
         "breaker_period": 2,
         "isolation": "process",
     }
-    assert parse_settings(values) == Settings(OnError.PASS_THROUGH, 0.5, 7, 2, isolated=True)
+    assert parse_settings(values) == Settings(
+        OnError.PASS_THROUGH, 0.5, 1 << 20, 7, 2, isolated=True
+    )
 
 
 @pytest.mark.parametrize(
