@@ -280,10 +280,11 @@ def _address(ip: str, port: int) -> dict[str, Any]:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time that all threads of a process have used, nanoseconds."""
+    """CPU time of all threads of a process, and of those that it has started, nanoseconds."""
     total = 0
-    for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        total += int(stat.read_text().split()[0])
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        total += int((task / "schedstat").read_text().split()[0])
+        total += sum(cpu_ns(int(child)) for child in (task / "children").read_text().split())
     return total
 
 

@@ -27,6 +27,7 @@ SOURCES = (
     "memory.c",
     "engine.c",
     "isolate.c",
+    "worker.c",
     "cabi.c",
     "envoy_buffer.c",
     "envoy_config.c",
@@ -35,7 +36,7 @@ SOURCES = (
     "envoy_http.c",
 )
 HEADERS = (
-    *("native.h", "proxylib.h", "log.h", "isolate.h", "build.py"),
+    *("native.h", "proxylib.h", "log.h", "isolate.h", "channel.h", "build.py"),
     *("envoy_abi.h", "envoy_buffer.h", "envoy_config.h", "envoy_http_abi.h", "live.h"),
 )
 MODULE = "proxylib.libproxylib"

@@ -288,7 +288,22 @@ static PyObject *guarded(PyObject *module, PyObject *const *args, Py_ssize_t n) 
   return result;
 }
 
+static PyObject *guard_ns(PyObject *module, PyObject *count) {
+  long n = PyLong_AsLong(count);
+  (void)module;
+  if (n <= 0) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "count > 0");
+    return NULL;
+  }
+  int64_t began = now_ns(CLOCK_MONOTONIC);
+  for (long i = 0; i < n; i++) {
+    if (guard_end(guard_begin(60000000000))) return NULL;
+  }
+  return PyFloat_FromDouble((double)(now_ns(CLOCK_MONOTONIC) - began) / (double)n);
+}
+
 static PyMethodDef methods[] = {
+    {"guard_ns", guard_ns, METH_O, "guard_ns(count): nanoseconds that a budget adds to a call."},
     {"guarded", (PyCFunction)(void (*)(void))guarded, METH_FASTCALL,
      "guarded(budget, call, /, *args): call(*args), interrupted after `budget` nanoseconds: "
      "raises BudgetExceeded then, whatever the call made of it."},

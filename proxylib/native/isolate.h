@@ -6,8 +6,11 @@
 
 struct remote;
 
-/* Adds Remote, serve and its constants to the module. False with a Python error. */
+/* Adds Remote, what worker.c has, and SHARED_BYTES to the module. False with a Python error. */
 bool isolate_add(PyObject *module);
+
+/* worker.c: adds serve and collect_log to the module. False with a Python error. */
+bool worker_add(PyObject *module);
 
 /* The worker process that `object` (a Remote) stands for. */
 struct remote *remote_from(PyObject *object);

@@ -6,7 +6,7 @@
  * guard.c      the time budget of calls into parsers
  * memory.c     the memory budget of each parser
  * engine.c     one connection: calls its parser, checks the ops
- * isolate.c    the same parser in a process of its own
+ * isolate.c    the same parser in a process of its own (worker.c is that process's side)
  * cabi.c       face 1: the proxylib C ABI (OpenModule ... Close)
  * envoy.c      face 2: Envoy's dynamic-module network filter (envoy_buffer.c reads
  *              and rewrites Envoy's buffers; live.c knows which filters there are)

@@ -131,10 +131,14 @@ def envoy(folder: Path, configs: Mapping[str, dict[str, Any]]) -> Iterator[Runni
         )
     try:
         running = Running(process, {}, log, echo, folder)
-        wait_for(lambda: admin.exists() or process.poll(), "Envoy's admin interface", PATIENCE)
+        # The file is there before its text is.
+        wait_for(
+            lambda: process.poll() or _get(f"http://{_text(admin)}/ready").startswith("LIVE"),
+            "Envoy",
+            PATIENCE,
+        )
         assert process.poll() is None, running.stderr
-        url = f"http://{admin.read_text()}"
-        wait_for(lambda: _get(f"{url}/ready").startswith("LIVE"), "Envoy", PATIENCE)
+        url = f"http://{_text(admin)}"
         statuses = json.loads(_get(f"{url}/listeners?format=json"))["listener_statuses"]
         running.ports = {
             each["name"]: each["local_address"]["socket_address"]["port_value"] for each in statuses
@@ -149,11 +153,15 @@ def envoy(folder: Path, configs: Mapping[str, dict[str, Any]]) -> Iterator[Runni
         echo.close()
 
 
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def _get(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             return str(response.read().decode())
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 

@@ -51,3 +51,6 @@ def reloaded() -> None:
 
 def held(object: object, limit: int, /) -> int:
     """Bytes that can be reached from `object`; counts no further than `limit`."""
+
+def guard_ns(count: int, /) -> float:
+    """Nanoseconds that a time budget adds to a call, the mean of `count`."""
