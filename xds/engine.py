@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
 from proxylib.errors import ConfigError
+from xds.changes import Change, Changes, EndpointPolicy
 from xds.compilation import (
     OPEN,
     Encoder,
@@ -35,74 +36,14 @@ from xds.endpoints import Endpoint
 from xds.identity import Identities, reserved_labels
 from xds.labels import LabelSet
 from xds.mapstate import MapBuilder, MapState, map_builder
-from xds.peers import Address, Peers, Resolve
+from xds.peers import Peers
 from xds.policy import Peer, Policy
 from xds.roster import Mode, Roster, SubjectKey, port_names
-from xds.selectors import SelectorCache
+from xds.selecting import PolicyIndex
 from xds.source import DocumentError, Problem
 from xds.yamltext import MAX_PROBLEMS
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Something to change. What is not named stays as it is.
-
-    policies: by the key of their document, which is theirs alone; none takes the
-        document's away.
-    endpoints: by their number (a NetworkPolicy's endpoint_id); None takes it away.
-    names: the addresses that a DNS name has now; none: it is forgotten.
-    identities: labels of identities of other nodes; None: it is gone.
-    services: says what a `Service` peer stands for from now on.
-    mode: what holds where an endpoint asks for nothing else.
-    """
-
-    policies: Mapping[str, Sequence[Policy]] = field(default_factory=dict)
-    endpoints: Mapping[int, Endpoint | None] = field(default_factory=dict)
-    names: Mapping[str, Collection[Address]] = field(default_factory=dict)
-    identities: Mapping[int, LabelSet | None] = field(default_factory=dict)
-    services: Resolve | None = None
-    mode: Mode | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What a change has changed. revision: how many changes there have been.
-
-    endpoints: those whose policy is another, or that are new; removed: that are gone.
-    hosts: identities whose addresses are others.
-    came, gone: identities that there are, or are no more.
-    """
-
-    revision: int
-    endpoints: frozenset[int]
-    removed: frozenset[int]
-    hosts: frozenset[int]
-    came: Mapping[int, LabelSet]
-    gone: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointPolicy:
-    """What an endpoint enforces.
-
-    policies: those that select it, in the order of their documents' keys.
-    tables: their lines; would_be: those that hold but for audit mode (None: the same).
-    ingress_enforced, egress_enforced: whether what no policy allows is denied.
-    revision: of the change that made it what it is.
-    resource: its serialized cilium.NetworkPolicy.
-    """
-
-    endpoint: Endpoint
-    identity: int
-    mode: Mode
-    policies: tuple[Policy, ...]
-    tables: Tables
-    would_be: Tables | None
-    ingress_enforced: bool
-    egress_enforced: bool
-    revision: int
-    resource: bytes
-
+__all__ = ("Change", "Changes", "EndpointPolicy", "Engine")
 
 _OPEN = Tables(OPEN, OPEN)
 
@@ -162,12 +103,7 @@ class Engine:
         self.work: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._revision = 0
-        self._policies: dict[str, tuple[Policy, ...]] = {}
-        self._order: dict[Policy, tuple[str, int]] = {}
-        # The identities of endpoints that each policy selects, and the other way round.
-        self._selected = SelectorCache()
-        self._with_selector: dict[Peer, set[Policy]] = defaultdict(set)
-        self._selecting: dict[int, set[Policy]] = {}
+        self._policies = PolicyIndex()
         self._roster = Roster(mode)
         self._subjects: dict[SubjectKey, _Subject] = {}
         self._of_identity: dict[int, set[SubjectKey]] = defaultdict(set)
@@ -195,12 +131,14 @@ class Engine:
     @property
     def policies(self) -> Mapping[str, tuple[Policy, ...]]:
         """The policies of each document."""
-        return self._policies
+        with self._lock:
+            return dict(self._policies.documents)
 
     @property
     def endpoints(self) -> Mapping[int, Endpoint]:
         """Every endpoint by its number."""
-        return self._roster.endpoints
+        with self._lock:
+            return dict(self._roster.endpoints)
 
     def policy(self, endpoint: int) -> EndpointPolicy:
         """What an endpoint enforces. Raises KeyError if there is no such endpoint."""
@@ -289,7 +227,7 @@ class Engine:
             other = Engine(mode=self.mode)
             other.change(
                 Change(
-                    policies=dict(self._policies),
+                    policies=dict(self._policies.documents),
                     endpoints=dict(endpoints),
                     names={name: self._peers.addresses(name) for name in self._peers.names},
                     services=self._peers.resolve,
@@ -310,7 +248,7 @@ class Engine:
             self._roster.check(change.endpoints)
             undo = self._undo(change)
             step = _Step()
-            tried = self._peers.cache.work + self._selected.work
+            tried = self._tried()
             try:
                 self._apply(change, step)
                 self._check(step)
@@ -322,8 +260,11 @@ class Engine:
                 raise
             self._revision += 1
             changes = self._finish(step)
-            self.work["selectors tried"] += self._peers.cache.work + self._selected.work - tried
+            self.work["selectors tried"] += self._tried() - tried
             return changes
+
+    def _tried(self) -> int:
+        return self._peers.cache.work + self._policies.cache.work
 
     def renumber(self, keys: Collection[str]) -> Changes:
         """Give other numbers to label sets, as text, whose numbers are not theirs any more."""
@@ -339,7 +280,7 @@ class Engine:
     def _undo(self, change: Change) -> Change:
         """The change that takes `change` back."""
         return Change(
-            policies={key: self._policies.get(key, ()) for key in change.policies},
+            policies={key: self._policies.documents.get(key, ()) for key in change.policies},
             endpoints={n: self._roster.endpoints.get(n) for n in change.endpoints},
             names={name: self._peers.addresses(name) for name in change.names},
             identities={n: self._remote.get(n) for n in change.identities},
@@ -354,7 +295,8 @@ class Engine:
         # From here on nothing fails that would have to give these back.
         numbers = self.identities.acquire(endpoint.labels for endpoint in new.values())
         for key, policies in change.policies.items():
-            self._set_policies(key, tuple(policies), step)
+            for identity in self._policies.put(key, tuple(policies)):
+                step.rebuild |= self._of_identity[identity]
         for number, labels in change.identities.items():
             self._set_remote(number, labels, step)
         for number in change.endpoints:
@@ -373,29 +315,6 @@ class Engine:
                 self._place(number, step)
         if change.services is not None:
             step.renew |= self._peers.set_services(change.services)
-
-    def _set_policies(self, key: str, policies: tuple[Policy, ...], step: _Step) -> None:
-        before = self._policies.pop(key, ())
-        if policies:
-            self._policies[key] = policies
-        if policies == before:
-            return
-        for policy in before:
-            for identity in self._selected.select(policy.subject):
-                self._selecting[identity].discard(policy)
-                step.rebuild |= self._of_identity[identity]
-            self._selected.remove(policy.subject)
-            self._with_selector[policy.subject].discard(policy)
-            if not self._with_selector[policy.subject]:
-                del self._with_selector[policy.subject]
-            del self._order[policy]
-        for index, policy in enumerate(policies):
-            self._order[policy] = (key, index)
-            self._selected.add(policy.subject)
-            self._with_selector[policy.subject].add(policy)
-            for identity in self._selected.select(policy.subject):
-                self._selecting[identity].add(policy)
-                step.rebuild |= self._of_identity[identity]
 
     def _set_remote(self, number: int, labels: LabelSet | None, step: _Step) -> None:
         before = self._remote.pop(number, None)
@@ -424,15 +343,8 @@ class Engine:
         if key == before:
             return
         step.endpoints.add(number)
-        labels = self._roster.endpoints[number].labels
-        known = self._selected.identities.get(key.identity)
-        if known != labels:
-            if known is not None:
-                # The host, with other labels of its own than before.
-                self._selected.identity_went(key.identity)
-                step.rebuild |= self._of_identity[key.identity]
-            found = self._selected.identity_came(key.identity, labels)
-            self._selecting[key.identity] = {p for s in found for p in self._with_selector[s]}
+        if self._policies.came(key.identity, self._roster.endpoints[number].labels):
+            step.rebuild |= self._of_identity[key.identity]
         if key not in self._subjects:
             self._subjects[key] = _Subject(key)
             self._of_identity[key.identity].add(key)
@@ -450,8 +362,8 @@ class Engine:
         self._set_uses(self._subjects.pop(key), frozenset(), frozenset())
         self._of_identity[key.identity].discard(key)
         if not self._of_identity[key.identity]:
-            del self._of_identity[key.identity], self._selecting[key.identity]
-            self._selected.identity_went(key.identity)
+            del self._of_identity[key.identity]
+            self._policies.went(key.identity)
 
     def _users_of(self, endpoint: Endpoint) -> set[SubjectKey]:
         """The subjects with rules about ports by a name that `endpoint` has for one."""
@@ -479,14 +391,11 @@ class Engine:
         """Raise DocumentError if a subject that is to be rebuilt has contradicting rules."""
         problems: list[Problem] = []
         for key in step.rebuild:
-            policies = self._selecting[key.identity] if self._subjects[key].endpoints else ()
-            found = conflicts(self._ordered(policies), port_names(key.ports))
-            problems += islice(found, MAX_PROBLEMS)
+            if self._subjects[key].endpoints:
+                policies = self._policies.selecting(key.identity)
+                problems += islice(conflicts(policies, port_names(key.ports)), MAX_PROBLEMS)
         if problems:
             raise DocumentError(dict.fromkeys(problems))
-
-    def _ordered(self, policies: Iterable[Policy]) -> tuple[Policy, ...]:
-        return tuple(sorted(policies, key=self._order.__getitem__))
 
     def _settle(self, step: _Step) -> None:
         """Compile the subjects that are to be rebuilt, and number the prefixes they tell apart."""
@@ -512,7 +421,7 @@ class Engine:
         key = subject.key
         self.work["subjects compiled"] += 1
         step.before.setdefault(key, (subject.tables, subject.would_be))
-        subject.policies = policies = self._ordered(self._selecting[key.identity])
+        subject.policies = policies = self._policies.selecting(key.identity)
         subject.names = names_used(policies)
         peer_ports = self._roster.peer_ports() if subject.names else {}
         own_ports = port_names(key.ports)
