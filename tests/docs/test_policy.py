@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from xds import model
+from proxylib import regex
+from xds import model, model_ports, shape, source, yamltext
 from xds.documents import KINDS
 from xds.endpoints import load_endpoints, load_services
 from xds.entities import ENTITIES
@@ -39,6 +40,17 @@ def test_its_fields_are_those_of_the_models() -> None:
     assert told <= known
     rules = {name for shape in model.RULES for name in shape.model_fields}
     assert rules | set(model.Spec.model_fields) <= told
+
+
+def test_its_bounds_are_those_of_the_code() -> None:
+    bounds = PAGE.partition("## Bounds")[2].partition("##")[0].replace(",", "")
+    assert f"{source.MAX_FILE >> 20} MiB per file" in bounds
+    assert f"{yamltext.MAX_DEPTH} levels {yamltext.MAX_NODES} values" in bounds
+    assert f"{yamltext.MAX_KEYS} keys in a mapping {shape.MAX_ITEMS} items in a list" in bounds
+    assert f"{model_ports.MAX_PORTS} ports" in bounds
+    assert f"{regex.MAX_PATTERN} characters" in bounds
+    assert f"{regex.Budget().instructions} RE2 instructions" in bounds
+    assert yamltext.MAX_PROBLEMS == 100
 
 
 def test_it_names_every_kind_and_entity() -> None:
