@@ -13,7 +13,7 @@ from proxylib.rules import Regex
 from xds.endpoints import Endpoint
 from xds.fqdn import Fqdn
 from xds.l7rules import find_parser
-from xds.labels import ANY, RESERVED, Label, Operator, Requirement, Selector
+from xds.labels import ANY, POD_NAMESPACE, RESERVED, Label, Operator, Requirement, Selector
 from xds.policy import L7, Cidr, Peer, Policy, Rule, Service
 from xds.selection import Selection
 from xds.services import ServiceTable
@@ -64,7 +64,8 @@ def lint(
         _names_never_learnt(policies),
         shadowed(policies),
     )
-    return list(islice(_distinct(warnings), MAX_PROBLEMS))
+    first = islice(_distinct(warnings), MAX_PROBLEMS)
+    return sorted(first, key=lambda p: (p.place.file, p.place.line, p.place.column))
 
 
 def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
@@ -258,7 +259,9 @@ def _hints(requirement: Requirement, known: Sequence[Label]) -> Iterator[str]:
     if requirement.operator not in (Operator.IN, Operator.EXISTS):
         return
     there = {label.value: label for label in known if label.key == requirement.key}
-    if not there:
+    if not there and requirement.key == POD_NAMESPACE:
+        yield "no endpoint has a namespace (namespace: in the endpoints file)"
+    elif not there:
         keys = {label.key for label in known}
         for key in _close(requirement.key, keys):
             yield f"there is a label {key!r}, did you mean that?"

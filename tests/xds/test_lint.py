@@ -138,6 +138,15 @@ def test_whom_rules_name_and_nobody_is() -> None:
     assert of("ingress: [{fromEntities: [cluster]}, {fromNodes: [{matchLabels: {a: b}}]}]") == []
 
 
+def test_a_namespace_that_no_endpoint_is_in() -> None:
+    head = HEAD.replace("name: p", "name: p, namespace: n")
+    (found,) = warnings(head + "  ingress: [{fromEntities: [all]}]\n")
+    assert found.endswith(
+        "selects no endpoint: k8s:io.kubernetes.pod.namespace=n; "
+        "no endpoint has a namespace (namespace: in the endpoints file)"
+    )
+
+
 def test_an_entity_that_nobody_is_yet() -> None:
     (found,) = of("ingressDeny: [{fromEntities: [world, kube-apiserver]}]")
     assert found == (
