@@ -368,6 +368,7 @@ class Connection:
     def dispossess(self) -> None:
         """Give up the parser, which holds more than it may."""
         self.parser = None
+        self.made_by(None, None)
         self.fail(f"Panic: the parser holds more than its {self.memory} bytes of memory")
         self.count_panic()
 

@@ -39,6 +39,17 @@ MAX_LENGTH = 48
 
 OTHER = "other"
 
+FAILURES = {
+    "Panic: ": "panic",
+    "Parser error: ": "parser-error",
+    "Circuit breaker: ": "breaker",
+    "Connection closed: ": "closed",
+}
+"""How an entry begins that tells what happened to a connection, and what it is called."""
+
+PASSED = "Passed unparsed from here on: "
+"""Stands in front of those if the connection goes on without its parser."""
+
 BUCKETS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -75,6 +86,12 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self._failures = Counter(
+            "proxylib_failures",
+            "Connections whose parser failed or was taken out, and what became of them.",
+            ("parser", "direction", "failure", "outcome"),
+            registry=self.registry,
+        )
         self._lost = Counter(
             "proxylib_log_lost",
             "Entries that this consumer missed, being away or too slow.",
@@ -98,8 +115,11 @@ class Metrics:
                 self._report(fields)
                 continue
             parser = self._bounded("", "parser", shown["proto"])
-            operation = self._bounded(parser, "operation", _first(fields, OPERATIONS))
             where = (parser, shown["direction"])
+            if entry.entry_type != EntryType.Response and (failed := failure(fields)):
+                self._failures.labels(*where, *failed).inc()
+                continue
+            operation = self._bounded(parser, "operation", _first(fields, OPERATIONS))
             if entry.entry_type != EntryType.Response:
                 requests[*where, operation, shown["verdict"]] += 1
                 continue
@@ -149,3 +169,13 @@ class Metrics:
 
 def _first(fields: dict[str, object], names: Iterable[str]) -> str:
     return next((str(fields[name]) for name in names if name in fields), "")
+
+
+def failure(fields: dict[str, object]) -> tuple[str, str] | None:
+    """What failed and what came of it, if an entry tells of a connection and not of a message."""
+    status = str(fields.get("status", ""))
+    outcome = "passed" if status.startswith(PASSED) else "ended"
+    status = status.removeprefix(PASSED)
+    return next(
+        (((name, outcome)) for text, name in FAILURES.items() if status.startswith(text)), None
+    )

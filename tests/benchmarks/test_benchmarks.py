@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, protocols, proxying
+from benchmarks import calls, protocols, proxying, sandbox
 from demos.servers import cassandra, kafka, maven
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,14 @@ def bench(only: str) -> list[dict[str, Any]]:
     said = run("benchmarks", "--rounds", "1", "--scale", "0.02", "--json", "--only", only)
     (rows,) = json.loads(said).values()
     return list(rows)
+
+
+def test_sandbox() -> None:
+    budget, *rows = bench("sandbox")
+    assert 0 < budget["budget_ns"] < budget["call_ns"]
+    measured = {(row["variant"], row["depth"]) for row in rows}
+    variants = ("in process", "isolated")
+    assert measured == {(name, depth) for name in variants for depth, _ in sandbox.LOADS}
 
 
 def test_calls() -> None:

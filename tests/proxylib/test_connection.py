@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,7 @@ from proxylib import (
     limits,
 )
 from proxylib.connection import MAX_OPS, advance
+from proxylib.parser import ClassFactory
 from proxylib.policy import PolicyMap
 from proxylib.testing import policy_map
 
@@ -287,3 +289,13 @@ def test_audit_mode_marks_what_would_be_denied() -> None:
     instance.policy = policy_map("r2d2", None)
     assert connection.matches(reset)
     assert connection.log is plain, "the log costs nothing more when the audit is over"
+
+
+def test_a_parser_that_is_taken_away_is_freed() -> None:
+    connection = make(log := Log())
+    assert connection.create(ClassFactory(lambda c: Scripted(c, []))) == FilterResult.OK
+    parser = weakref.ref(connection.parser)
+    connection.dispossess()
+    assert parser() is None
+    assert log.statuses == ["Panic: the parser holds more than its 33554432 bytes of memory"]
+    assert connection.panicked

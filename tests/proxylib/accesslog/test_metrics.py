@@ -106,3 +106,28 @@ def test_served_over_http() -> None:
             metrics.serve("127.0.0.1", port),
         ):
             pass
+
+
+def test_failures_of_parsers() -> None:
+    metrics = Metrics()
+    metrics.observe(
+        [
+            entry(DENIED, "r2d2", status="Panic: ValueError: x (at droid.py:1)"),
+            entry(DENIED, "r2d2", status="Panic: BudgetExceeded: a call ran longer"),
+            entry(REQUEST, "r2d2", status="Passed unparsed from here on: Parser error: x"),
+            entry(DENIED, "r2d2", status="Circuit breaker: parser 'r2d2' is taken out for 5 s"),
+            entry(DENIED, "r2d2", cmd="HALT"),
+        ]
+    )
+    where = {"parser": "r2d2", "direction": "ingress"}
+
+    def failures(failure: str, outcome: str) -> float | None:
+        name = "proxylib_failures_total"
+        return value(metrics, name, failure=failure, outcome=outcome, **where)
+
+    assert failures("panic", "ended") == 2
+    assert failures("parser-error", "passed") == 1
+    assert failures("breaker", "ended") == 1
+    requests = {**where, "verdict": "denied"}
+    assert value(metrics, "proxylib_requests_total", operation="HALT", **requests) == 1
+    assert value(metrics, "proxylib_requests_total", operation="", **requests) is None
