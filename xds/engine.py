@@ -253,7 +253,8 @@ class Engine:
                 self._apply(change, step)
                 self._check(step)
                 self._settle(step)
-            except (DocumentError, ConfigError):
+            except Exception:
+                # Whatever it is: a change is in force whole, or not at all.
                 self._apply(undo, step)
                 self._settle(step)
                 self._finish(step)

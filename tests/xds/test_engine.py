@@ -8,7 +8,10 @@ for every request what tests/xds/naive.py says from the documents.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -581,3 +584,43 @@ def test_an_identity_that_is_unused_goes_after_the_delay() -> None:
     now[0] = 11
     assert engine.expire().gone == {256}
     assert 256 not in engine.known_identities()
+
+
+def test_changes_and_questions_from_many_threads() -> None:
+    engine, size = Engine(), 24
+    done = threading.Event()
+
+    def change(n: int) -> None:
+        for turn in range(4):
+            engine.change(endpoint(n, f"app=a{n}"))
+            engine.change(
+                document(f"p{n}", f"a{n}", f"a{(n + 1) % size}", cmd=("HALT", "RESET")[turn % 2])
+            )
+            if turn < 3:
+                engine.change(Change(endpoints={n: None}))
+
+    def ask() -> int:
+        asked = 0
+        while not done.is_set():
+            for number in engine.endpoints:
+                with suppress(KeyError):
+                    engine.map_state(number)
+                    assert engine.policy(number).resource.startswith(b"\n")
+                    asked += 1
+            engine.addresses()
+        return asked
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        for changing in [pool.submit(change, n) for n in range(size)]:
+            changing.result()
+        done.set()
+        assert sum(question.result() for question in asking)
+    expected = crowd(size)
+    for n in range(size):
+        expected.change(document(f"p{n}", f"a{n}", f"a{(n + 1) % size}", cmd="RESET"))
+    assert engine.revision == size * 11
+    for n in range(size):
+        ours, theirs = (e.known_identities()[e.policy(n).identity] for e in (engine, expected))
+        assert ours == theirs
+        assert len(engine.map_state(n)) == len(expected.map_state(n))
