@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from proxylib.errors import RegistrationError
 from proxylib.http import HttpRule
 from proxylib.message import Properties
 from proxylib.registry import get_parser_factory
@@ -106,7 +107,8 @@ def explain(
     elif not judged:
         allowed = False
     elif call.message is None:
-        allowed = None
+        # On TCP nothing passes where nobody can judge it.
+        allowed = None if call.protocol != "TCP" or has_judge(call.parser) else False
     else:
         allowed = _says(judged, call.parser, call.message)
     return Explanation(enforced, names, tuple(steps), allowed)
@@ -208,6 +210,14 @@ def _step(
     return step("allow", False, f"the request matches none of {told}"), found
 
 
+def has_judge(parser: str) -> bool:
+    """True if a parser, or Envoy's own HTTP filter, can judge connections for `parser`."""
+    try:
+        return parser == "http" or get_parser_factory(parser) is not None
+    except RegistrationError:
+        return False
+
+
 def _pairs(rules: Sequence[L7Pairs]) -> str:
     texts = ("{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}" for pairs in rules)
     return ", ".join(texts)
@@ -223,8 +233,8 @@ def _says(
         if l7 is not None and l7.proto == parser
         for item in ([only] if only is not None else l7.rules)
     ]
+    if not pairs or not has_judge(parser):
+        return False
     factory = get_parser_factory(parser)
     rule_class: type[L7Rule] = factory.rule_class if factory is not None else HttpRule
-    if not pairs or (factory is None and parser != "http"):
-        return False
     return bool(rule_class.compile([rule_class(item) for item in pairs])(message))

@@ -337,6 +337,8 @@ def _verdict(
         return "denied", f"L4: {who} {what} on port {question.port}"
     if not entry.redirect:
         return "allowed", "L4: every request passes, no parser sees the connection"
+    if question.protocol != "TCP":
+        return "depends", f"L7: the {entry.redirect} proxy judges each message"
     policies = compile_policies([engine.resource(subject.endpoint)], get_parser_factory)
     decision = policies.decide(
         engine.endpoints[subject.endpoint].addresses[0],

@@ -13,6 +13,7 @@ from xds.ads.ports import ProxyPorts
 from xds.ads.redirects import Redirects
 from xds.ads.resources import Direction, NodeConfig, Redirect
 from xds.engine import Changes, Engine
+from xds.explain import has_judge
 from xds.server import DiscoveryServer
 from xds.world import Resource
 
@@ -83,7 +84,8 @@ def _wanted(engine: Engine, number: int) -> Iterator[Wanted]:
     ):
         for key, lines in table.items():
             for line in lines:
-                if line.proto and not line.deny:
+                # What has no parser has no listener: a DNS proxy's rules, say.
+                if has_judge(line.proto) and key.protocol in ("", "TCP") and not line.deny:
                     yield Wanted(direction, key.port, key.end_port or key.port, line.proto)
 
 

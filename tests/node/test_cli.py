@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -45,28 +46,16 @@ def test_help_names_every_command_and_imports_none() -> None:
     assert "HEAVY []" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["run"],
-        ["accesslog"],
-        ["record"],
-        ["replay"],
-        ["parser"],
-        ["parser", "list"],
-        ["parser", "describe"],
-        ["parser", "new"],
-        ["parser", "profile"],
-        ["parser", "reload"],
-        ["parser", "status"],
-        ["parser", "test"],
-        ["policy"],
-        ["policy", "validate"],
-        ["policy", "serve"],
-        ["gen-config"],
-        ["lib-path"],
-    ],
-)
+def every_command(group: click.Group = cli, *above: str) -> Iterator[list[str]]:
+    """The words of every command and group."""
+    for name in group.list_commands(click.Context(group)):
+        yield [*above, name]
+        found = group.get_command(click.Context(group), name)
+        if isinstance(found, click.Group):
+            yield from every_command(found, *above, name)
+
+
+@pytest.mark.parametrize("arguments", every_command(), ids=" ".join)
 def test_every_command_has_help(arguments: list[str]) -> None:
     result = call(*arguments, "-h")
     assert result.exit_code == 0

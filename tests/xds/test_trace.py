@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -117,6 +118,40 @@ def test_labels_that_nobody_has() -> None:
 
 
 SET = parse_fields("command=set key=alliance/fleet/x")
+
+
+DNS = """
+kind: CiliumNetworkPolicy
+metadata: {name: dns}
+spec:
+  endpointSelector: {matchLabels: {role: jedi}}
+  egress:
+  - toEntities: [world]
+    toPorts:
+    - ports: [{port: "53", protocol: ANY}]
+      rules: {dns: [{matchName: cilium.io}]}
+  - toFQDNs: [{matchName: cilium.io}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("protocol", "port", "verdict"),
+    [("UDP", 53, "depends"), ("TCP", 53, "denied"), ("SCTP", 53, "depends"), ("UDP", 54, "denied")],
+)
+def test_what_has_no_parser(protocol: str, port: int, verdict: str) -> None:
+    found = ask(engine_of(DNS), "role=jedi", "8.8.8.8", port, protocol=protocol)
+    assert (found.verdict, found.agrees) == (verdict, True)
+
+
+def test_names_and_prefixes() -> None:
+    engine = engine_of(DNS)
+    assert ask(engine, "role=jedi", "93.184.216.34", 443).verdict == "denied"
+    engine.change(Change(names={"cilium.io": [ip_address("93.184.216.34")]}))
+    for source in ("role=jedi", "10.0.0.3"):
+        found = ask(engine, source, "93.184.216.34", 443)
+        assert (found.verdict, found.agrees) == ("allowed", True)
+    # Where nobody has the labels, names mean the same.
+    assert ask(engine, "role=jedi,x=y", "93.184.216.34", 443).verdict == "allowed"
 
 
 def test_a_source_may_be_left_out() -> None:
