@@ -55,7 +55,7 @@ def every_command(group: click.Group = cli, *above: str) -> Iterator[list[str]]:
             yield from every_command(found, *above, name)
 
 
-@pytest.mark.parametrize("arguments", every_command(), ids=" ".join)
+@pytest.mark.parametrize("arguments", list(every_command()), ids=" ".join)
 def test_every_command_has_help(arguments: list[str]) -> None:
     result = call(*arguments, "-h")
     assert result.exit_code == 0
