@@ -48,8 +48,6 @@ struct guard {
   /* Written with the GIL. */
   int fired; /* interruptions of this call */
   PyObject *frames;
-  Py_tracefunc old_trace;
-  PyObject *old_trace_object;
   bool tracing;
   /* The watchdog's own. */
   uint64_t seen;
@@ -121,8 +119,7 @@ static void raise_pending(void) {
 /* Takes back what was set, and sets BudgetExceeded in place of what the call raised. */
 static bool late(struct guard *g) {
   if (g->tracing) {
-    PyEval_SetTrace(g->old_trace, g->old_trace_object);
-    Py_CLEAR(g->old_trace_object);
+    PyEval_SetTrace(NULL, NULL);
     g->tracing = false;
   }
   PyErr_Clear();
@@ -181,12 +178,12 @@ static PyObject *frames_of(PyThreadState *state) {
 
 static void interrupt(struct guard *g) {
   PyThreadState *state = g->state;
+  /* Somebody stands in it with a debugger. */
+  if (state->c_tracefunc && !g->tracing) return;
   if (!g->fired++) g->frames = frames_of(state);
   PyThreadState_SetAsyncExc(state->thread_id, budget_exceeded);
 #if PY_VERSION_HEX < 0x030d0000
   if (g->fired > POLITE && !g->tracing) {
-    g->old_trace = state->c_tracefunc;
-    g->old_trace_object = Py_XNewRef(state->c_traceobj);
     g->tracing = _PyEval_SetTrace(state, raise_again, Py_None) == 0;
   }
 #endif

@@ -159,7 +159,7 @@ def recursion(parser: Parser, ops: list[int]) -> None:
 @fault("Panic: RecursionError: ")
 def recursion_in_c(parser: Parser, ops: list[int]) -> None:
     nested: list[Any] = []
-    for _ in range(20_000):
+    for _ in range(5_000):
         nested = [nested]
     try:
         repr(nested)

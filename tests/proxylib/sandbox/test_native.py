@@ -138,3 +138,14 @@ def test_what_was_late_in_c_leaves_the_interpreter_as_it_was() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == "late\nfine\n"
+
+
+def test_a_call_that_is_debugged_may_take_its_time() -> None:
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: None)
+    try:
+        guarded(10 * MS, asleep)
+    finally:
+        sys.settrace(before)
+    with pytest.raises(BudgetExceeded):
+        guarded(10 * MS, spin)
