@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -158,3 +159,20 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert all(messages)
     assert messages
     assert all(document.place().line >= 1 for document in documents)
+
+
+# Zl and Zp are line breaks to YAML 1.1, and folded with the spaces around them.
+texts = st.text(
+    st.characters(exclude_categories=["Cc", "Cs", "Cn", "Zl", "Zp"], exclude_characters="\ufeff")
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**17), 10**17) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(values)
+def test_json_is_read_as_it_is(value: object) -> None:
+    text = json.dumps({"value": value}, ensure_ascii=False, indent=1)
+    assert read(text).value == {"value": value}
