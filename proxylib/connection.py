@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxylib import limits
+from proxylib.asking import Answer, ask
 from proxylib.errors import ParserError
 from proxylib.message import Properties
-from proxylib.ops import DROP, ERROR, INJECT, MORE, NOP, PASS, EntryType, FilterResult
+from proxylib.ops import DROP, ERROR, INJECT, MORE, NOP, PASS, WAIT, EntryType, FilterResult
 from proxylib.parser import BatchParser, Parser, ParserFactory
 from proxylib.policy import Decision, PolicyMap
 from proxylib.registry import get_parser_factory, overdue
@@ -54,6 +55,7 @@ class Connection:
     """A connection under a parser. Direction ``reply`` is from server to client."""
 
     __slots__ = (
+        "_answers",
         "_decision",
         "_matcher",
         "_plain_log",
@@ -84,6 +86,7 @@ class Connection:
         "src_addr",
         "src_id",
         "unparsed",
+        "wake",
     )
 
     def __init__(
@@ -144,6 +147,9 @@ class Connection:
         self.remote_id = 0
         self.unparsed = False
         """True if everything passes without a parser, since that is taken out."""
+        self.wake: Callable[[], None] = nothing
+        """Has the host call the parser again after WAIT; from any thread."""
+        self._answers: list[Answer] = []
         self._policy: PolicyMap | None = None
         self._plain_log: LogStream | None = None
         """`log` as it was, while the policy is in audit mode."""
@@ -243,6 +249,25 @@ class Connection:
         buffer += data
         return len(data)
 
+    def ask(
+        self, question: Coroutine[Any, Any, bool], *, timeout: float, otherwise: bool
+    ) -> Answer:
+        """Ask somebody else, in a thread of the library: a service, a database.
+
+        question: a coroutine, run by asyncio; true or false is the answer.  timeout:
+        seconds until `otherwise` is the answer; it is, too, if the coroutine raises.
+        The parser returns WAIT while the answer is not `ready`, and is then called
+        again with the same data; other connections go on.
+        """
+        answer = ask(question, timeout, otherwise, self.wake_up)
+        self._answers = [known for known in self._answers if not known.ready]
+        self._answers.append(answer)
+        return answer
+
+    def wake_up(self) -> None:
+        """There is an answer."""
+        self.wake()
+
     @property
     def decision(self) -> Decision:
         """What the policy says about this connection before any message is seen."""
@@ -289,6 +314,11 @@ class Connection:
             return self.panic(error)
         return FilterResult.OK
 
+    def block(self) -> None:
+        """Wait for what has been asked: hosts do that which cannot be called back."""
+        for answer in self._answers:
+            answer.wait()
+
     def run(self, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]) -> None:
         """Call a raw parser until the list is full or it has no more to say.
 
@@ -330,7 +360,7 @@ class Connection:
                 if placed > len(buffer):
                     raise ParserError(f"INJECT of {placed} bytes, {len(buffer)} are there")
                 ops += (op, n)
-            elif op == MORE or op == ERROR:
+            elif op == MORE or op == ERROR or op == WAIT:
                 ops += (op, n)
                 return
             else:
@@ -396,6 +426,10 @@ class Connection:
     def close(self) -> None:
         """The connection is gone: tell the parser and break the reference cycle."""
         parser, self.parser = self.parser, None
+        for answer in self._answers:
+            answer.cancel()
+        self._answers = []
+        self.wake = nothing
         self.made_by(None, None)
         if parser is not None:
             try:
@@ -431,6 +465,10 @@ def audited(
         chosen(entry_type, fields, proto, latency)
 
     return judge, write
+
+
+def nothing() -> None:
+    """The `wake` of a host that has nobody to wake."""
 
 
 def advance(data: list[bytes], n: int) -> list[bytes]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from proxylib.asking import Answer
 from proxylib.framing import Framing, lines
 from proxylib.message import Message
-from proxylib.ops import DROP, MORE, PASS, EntryType
+from proxylib.ops import DROP, MORE, PASS, WAIT, EntryType
 from proxylib.parser import BatchParser
 
 _REQUEST = EntryType.Request
@@ -54,6 +55,28 @@ class FramedParser(BatchParser):
         """
         return b""
 
+    async def ask(self, request: Message) -> bool:
+        """Hook: ask somebody else whether a request that the policy allows may go on.
+
+        Runs in a thread of the library, with asyncio, while the connection waits and
+        others go on.  No answer within `ask_timeout`, or an exception, is
+        `ask_otherwise`; the log then has the reason as ``asked``.
+        """
+        return True
+
+    ask_timeout: ClassVar[float] = 1.0
+    """Seconds that `ask` may take."""
+
+    ask_otherwise: ClassVar[bool] = False
+    """What counts where `ask` gives no answer."""
+
+    _asks: ClassVar[bool] = False
+    _answer: Answer | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._asks = cls.ask is not FramedParser.ask
+
     def response(self, frame: bytes) -> None:
         """Hook: see one reply frame, which then passes."""
 
@@ -70,16 +93,42 @@ class FramedParser(BatchParser):
             if message is None:
                 ops += (PASS, end - start)
             elif matches(message):
+                if self._asks and not self._may(message):
+                    if self._answer is not None:
+                        ops += (WAIT, 1)
+                        return
+                    self._deny(message, end - start, ops)
+                    start = end
+                    continue
                 log(_REQUEST, message)
                 ops += (PASS, end - start)
             else:
-                log(_DENIED, message)
-                error = self.denied(message)
-                if error:
-                    connection.inject(True, error)
-                ops += (DROP, end - start)
+                # The policy may have changed while it was asked about.
+                self._answer = None
+                self._deny(message, end - start, ops)
             start = end
         ops += (MORE, -end)
+
+    def _deny(self, message: Message, length: int, ops: list[int]) -> None:
+        self.connection.log(_DENIED, message)
+        error = self.denied(message)
+        if error:
+            self.connection.inject(True, error)
+        ops += (DROP, length)
+
+    def _may(self, message: Message) -> bool:
+        """What was asked about `message`; asks, if need be. `_answer` is left if it is open."""
+        answer = self._answer
+        if answer is None:
+            answer = self._answer = self.connection.ask(
+                self.ask(Message(message)), timeout=self.ask_timeout, otherwise=self.ask_otherwise
+            )
+        if not answer.ready:
+            return False
+        self._answer = None
+        if answer.failed:
+            message["asked"] = answer.failed
+        return answer.value
 
     def _replies(self, data: bytes, ops: list[int]) -> None:
         framing = self.reply_framing or self.framing

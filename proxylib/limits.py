@@ -52,6 +52,9 @@ MEMORY_BUDGET = 32 << 20
 """Default most that a connection's parser may hold, bytes: a frame of MAX_HELD, and as
 much for what it made of it."""
 
+MAX_QUESTIONS = 10_000
+"""Questions of parsers that wait for an answer at a time, in a process."""
+
 BREAKER_PANICS = 100
 BREAKER_PERIOD = 10.0
 """A parser that panics more often than BREAKER_PANICS in BREAKER_PERIOD seconds is taken

@@ -24,6 +24,9 @@ class Op(IntEnum):
     """Send n bytes from the front of this direction's inject buffer here."""
     ERROR = 4
     """The stream cannot be parsed; n is an `ErrorCode`. The connection is closed."""
+    WAIT = 5
+    """Ours: call again when what was asked (Connection.ask) is answered; n is 1. Until then
+    the bytes that are there wait, and those behind them. Never leaves the library."""
     NOP = 256
     """Nothing to do until more data comes. Never leaves the engine."""
 
@@ -66,4 +69,5 @@ PASS: Final = Op.PASS
 DROP: Final = Op.DROP
 INJECT: Final = Op.INJECT
 ERROR: Final = Op.ERROR
+WAIT: Final = Op.WAIT
 NOP: Final = Op.NOP

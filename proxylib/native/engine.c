@@ -286,6 +286,7 @@ struct progress {
   int64_t more;         /* bytes missing behind the end, if the parser said so */
   int64_t injected;     /* that INJECT ops have placed */
   bool terminal;        /* the last op says something about bytes to come */
+  bool waits;           /* for an answer */
 };
 
 /* Checks the ops of one call and appends them to `out`. Those of a call that `failed`
@@ -303,13 +304,18 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
     }
     wrong = at->terminal                           ? "an op after a terminal op"
             : n <= 0 || n > limits.max_op_bytes    ? "invalid length"
-            : op < OP_MORE || op > OP_ERROR        ? "unknown op"
+            : op < OP_MORE || op > OP_WAIT         ? "unknown op"
+            : op == OP_WAIT && c->remote           ? "WAIT in a process of its own"
             : op != OP_INJECT                      ? NULL
             : at->injected > limits.max_inject - n ? "injects without end"
             : at->injected + n > (int64_t)connection_injected(c, reply)
                 ? "more than was injected"
                 : NULL;
-    if (wrong || (failed && (op == OP_MORE || op == OP_ERROR))) break;
+    if (wrong || (failed && (op == OP_MORE || op >= OP_ERROR))) break;
+    if (op == OP_WAIT) {
+      at->terminal = at->waits = true;
+      continue;
+    }
     if (op == OP_MORE) {
       at->more = n;
       at->terminal = true;
@@ -344,6 +350,13 @@ static enum filter_result settle(struct connection *c, bool reply, enum filter_r
   return op_append(out, c->settled[reply], limits.max_op_bytes) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
 }
 
+/* Waits for the answer here, as hosts need that cannot be called back. */
+static bool block(struct connection *c) {
+  PyObject *done = PyObject_CallMethod(c->object, "block", NULL);
+  Py_XDECREF(done);
+  return done;
+}
+
 enum filter_result connection_run(struct connection *c, bool reply, bool end_stream,
                                   const struct slice *in, size_t n_in, size_t total,
                                   struct bytes *placed, struct bytes *across,
@@ -372,6 +385,12 @@ enum filter_result connection_run(struct connection *c, bool reply, bool end_str
     if (across && !connection_spill_injected(c, !reply, across)) return RESULT_UNKNOWN_ERROR;
     if (result != RESULT_OK) return settle(c, reply, result, at.terminal && !at.more, out);
 
+    if (at.waits) {
+      if (c->waits) return op_append(out, OP_WAIT, 1) ? RESULT_OK : RESULT_UNKNOWN_ERROR;
+      if (!block(c)) return settle(c, reply, connection_panic(c), false, out);
+      at.waits = at.terminal = false;
+      continue;
+    }
     size_t seen_to = start + seen;
     if (at.terminal && !at.more) return RESULT_OK;
     at.terminal = false;

@@ -39,6 +39,7 @@ static bool read_ops(struct direction *d, const struct op_list *list, size_t tot
     int64_t op = list->ops[i].op;
     uint64_t n = (uint64_t)list->ops[i].n, left = total - offset;
     if (op == OP_MORE) d->need = (size_t)(left + n);
+    if (op == OP_WAIT) d->waiting = true;
     if (op == OP_DROP || op == OP_INJECT) unchanged = false;
     if (op != OP_PASS && op != OP_DROP) continue;
     if (n > left) *(op == OP_PASS ? &d->passing : &d->dropping) = n - left;
@@ -71,7 +72,7 @@ static bool output_add_ops(const struct input *in, const struct op_list *list,
 
 /* -- closing -------------------------------------------------------------------- */
 
-enum { SCHEDULED_CLOSE = 1, SCHEDULED_DEATH, SCHEDULED_REFRESH };
+enum { SCHEDULED_CLOSE = 1, SCHEDULED_DEATH, SCHEDULED_REFRESH, SCHEDULED_ANSWER };
 
 static void schedule(struct filter *f, uint64_t event) {
   envoy_dynamic_module_callback_network_filter_scheduler_commit(f->live.scheduler, event);
@@ -119,9 +120,10 @@ static bool release(struct direction *d, struct bytes *to) {
 }
 
 /* Runs the parser over the input and works out what goes on. `skip` bytes at the
- * front of Envoy's buffer, not part of the input, pass in any case. */
+ * front of Envoy's buffer, not part of the input, pass in any case; `apart`: the input
+ * is not in Envoy's buffer at all. */
 static struct outcome judge(struct filter *f, bool reply, bool end_stream, const struct input *in,
-                            size_t skip, bool call) {
+                            size_t skip, bool call, bool apart) {
   struct direction *d = &f->directions[reply];
   struct connection *c = &f->connection;
   struct outcome o = {.ok = true};
@@ -132,7 +134,7 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
   struct bytes *across = other->passing || other->dropping ? NULL : &o.across;
   size_t injected = connection_injected(c, reply), used = 0;
   bool unchanged = !call;
-  o.rewrite = injected || !call;
+  o.rewrite = injected || !call || apart;
   if (o.rewrite) {
     o.ok = output_add_front(f->envoy, reply, skip) &&
            connection_spill_injected(c, reply, &output);
@@ -150,7 +152,8 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
     o.rewrite = true;
     if (!output_add_ops(in, &ops, &placed)) o.ok = false;
   }
-  if (o.ok && o.rewrite && !input_hold(d, in, end_stream ? in->total : used)) o.ok = false;
+  size_t goes = end_stream && !d->waiting ? in->total : used;
+  if (o.ok && o.rewrite && !input_hold(d, in, goes)) o.ok = false;
   if (across && !connection_spill_injected(c, !reply, across)) o.ok = false;
   if (across && c->settled[!reply] == OP_PASS && !release(&f->directions[!reply], across)) {
     o.ok = false;
@@ -162,12 +165,61 @@ static struct outcome judge(struct filter *f, bool reply, bool end_stream, const
 
 /* A client that does not read its replies is not read either: what a parser answers
  * in the server's place would gather in Envoy without bound. Replies of the server
- * are held back by tcp_proxy, so that without such answers nothing is to be done. */
+ * are held back by tcp_proxy, so that without such answers nothing is to be done. Nor
+ * is a client read while its request waits for an answer. */
 static void hold_back_client(struct filter *f) {
-  bool wanted = f->full && f->answers;
+  bool wanted = (f->full && f->answers) || f->directions[0].waiting;
   if (f->dead || f->unreadable == wanted) return;
   f->unreadable = wanted;
   envoy_dynamic_module_callback_network_filter_read_disable(f->envoy, wanted);
+}
+
+static void send_across(struct filter *f, bool reply, struct bytes *across) {
+  envoy_buffer bytes = {across->data, across->len};
+  if (bytes.length && reply) {
+    envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, false);
+  } else if (bytes.length) {
+    f->answers = true;
+    envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, false);
+  }
+  free(across->data);
+  hold_back_client(f);
+}
+
+/* Sends what the parser has let through of a direction outside of Envoy's own call. */
+static void send_apart(struct filter *f, bool reply, bool end_stream) {
+  if (!output.len && !end_stream) return;
+  /* Ours: sending may lead back into a hook, which needs the output itself. */
+  struct bytes mine = output;
+  output = (struct bytes){0};
+  envoy_buffer bytes = {mine.data, mine.len};
+  if (reply) {
+    envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, end_stream);
+  } else {
+    envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, end_stream);
+  }
+  free(mine.data);
+}
+
+/* The parser has its answer: it is called again with what has waited. */
+static void resume(struct filter *f, bool reply) {
+  struct direction *d = &f->directions[reply];
+  if (f->dead || !d->waiting) return;
+  bool ended = d->ended;
+  d->waiting = d->ended = false;
+  struct input in = {.n = d->held_len > 0, .total = d->held_len};
+  in.slices = in.few;
+  in.few[0] = (struct slice){d->held, d->held_len};
+  output_reset();
+  python_enter();
+  struct outcome o = judge(f, reply, ended, &in, 0, true, true);
+  python_leave();
+  d->ended = ended && d->waiting;
+  send_apart(f, reply, ended && !d->waiting && o.ok);
+  send_across(f, reply, &o.across);
+  if (o.ok || f->dead) return;
+  f->dead = true;
+  close_connection(f, CLOSE_FLUSH_WRITE);
 }
 
 static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
@@ -193,12 +245,20 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   struct input in;
   output_reset();
   if (!input_read(&in, f->envoy, reply, d, skip)) return fail(f, reply, len);
+  if (d->waiting) {
+    d->ended |= end_stream;
+    bool held = input_hold(d, &in, 0);
+    input_free(&in);
+    if (!held) return fail(f, reply, len);
+    if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
+    return STATUS_STOP_ITERATION;
+  }
   /* Nobody but this thread changes the buffer, so its size is read without the GIL. */
   bool call = in.total >= d->need || end_stream;
   struct outcome o = {.ok = true};
   if (call || connection_injected(&f->connection, reply)) {
     python_enter();
-    o = judge(f, reply, end_stream, &in, skip, call);
+    o = judge(f, reply, end_stream, &in, skip, call, false);
     python_leave();
   } else {
     o.ok = input_hold(d, &in, 0);
@@ -206,17 +266,14 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
   }
   input_free(&in);
 
-  if (o.across.len) {
-    envoy_buffer bytes = {o.across.data, o.across.len};
-    if (reply) {
-      envoy_dynamic_module_callback_network_filter_inject_read_data(f->envoy, bytes, false);
-    } else {
-      f->answers = true;
-      envoy_dynamic_module_callback_network_filter_inject_write_data(f->envoy, bytes, false);
-      hold_back_client(f);
-    }
+  send_across(f, reply, &o.across);
+  if (d->waiting && end_stream && o.ok) {
+    /* The end waits too, with what comes before it. */
+    d->ended = true;
+    if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
+    send_apart(f, reply, false);
+    return STATUS_STOP_ITERATION;
   }
-  free(o.across.data);
   if (!o.ok) return fail(f, reply, len);
   if (o.rewrite) {
     if (len) envoy_buffer_calls[reply].drain(f->envoy, len);
@@ -297,6 +354,30 @@ HOOK(void *, network_filter_new)(const void *config, envoy_filter envoy) {
   return f;
 }
 
+static PyObject *wake(PyObject *capsule, PyObject *none) {
+  (void)none;
+  struct ticket *ticket = PyCapsule_GetPointer(capsule, NULL);
+  if (!ticket) return NULL;
+  ticket_tell(ticket, SCHEDULED_ANSWER);
+  Py_RETURN_NONE;
+}
+
+static void free_ticket(PyObject *capsule) { ticket_free(PyCapsule_GetPointer(capsule, NULL)); }
+
+/* Sets `wake` of the connection, for the threads that answer what its parser asks. */
+static bool give_waker(struct filter *f, PyObject *connection) {
+  static PyMethodDef method = {"wake", wake, METH_NOARGS, "There is an answer."};
+  struct ticket *ticket = ticket_new(&f->live);
+  PyObject *capsule = ticket ? PyCapsule_New(ticket, NULL, free_ticket) : NULL;
+  if (!capsule) return ticket ? (ticket_free(ticket), false) : (PyErr_NoMemory(), false);
+  PyObject *waker = PyCFunction_New(&method, capsule);
+  bool ok = waker && PyObject_SetAttrString(connection, "wake", waker) == 0;
+  Py_XDECREF(waker);
+  Py_DECREF(capsule);
+  if (!ok) connection_close(&f->connection);
+  return ok;
+}
+
 HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
   struct filter *f = filter;
   envoy_buffer remote = {"", 0}, local = {"", 0};
@@ -307,11 +388,14 @@ HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
   PyObject *connection = PyObject_CallMethod(
       f->config, "open", "s#Is#I", remote.ptr ? remote.ptr : "", (Py_ssize_t)remote.length,
       remote_port, local.ptr ? local.ptr : "", (Py_ssize_t)local.length, local_port);
-  if (connection && connection != Py_None) f->open = connection_init(&f->connection, connection);
+  if (connection && connection != Py_None) {
+    f->open = connection_init(&f->connection, connection) && give_waker(f, connection);
+  }
   if (PyErr_Occurred()) envoy_log_exception("opening a connection");
   Py_XDECREF(connection);
   if (f->open) {
     live_add(&f->live, envoy);
+    f->connection.waits = true;
     connection_watch(&f->connection, parser_lost, f);
   }
   python_leave();
@@ -341,6 +425,10 @@ HOOK(void, network_filter_scheduled)(envoy_filter envoy, void *filter, uint64_t 
   struct filter *f = filter;
   if (event == SCHEDULED_CLOSE) close_connection(f, CLOSE_FLUSH_WRITE);
   if (event == SCHEDULED_DEATH) on_death(f);
+  if (event == SCHEDULED_ANSWER) {
+    resume(f, false);
+    resume(f, true);
+  }
   if (event != SCHEDULED_REFRESH || f->dead) return;
   python_enter();
   f->dead = !connection_refresh(&f->connection);

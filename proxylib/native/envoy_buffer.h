@@ -9,6 +9,7 @@
 struct direction {
   uint64_t passing, dropping; /* bytes still to pass or drop, whatever they are */
   size_t need;                /* bytes wanted before Python is called again */
+  bool waiting, ended;        /* for an answer; the stream has ended meanwhile */
   char *held;                 /* withheld input, in front of what comes next */
   size_t held_len, held_cap;
 };

@@ -7,6 +7,7 @@
 #include "live.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct live *first;
@@ -21,9 +22,36 @@ void live_add(struct live *live, envoy_filter envoy) {
   pthread_mutex_unlock(&lock);
 }
 
+struct ticket {
+  struct live *live;
+};
+
+struct ticket *ticket_new(struct live *live) {
+  struct ticket *ticket = malloc(sizeof *ticket);
+  if (ticket) ticket->live = live;
+  live->ticket = ticket;
+  return ticket;
+}
+
+void ticket_free(struct ticket *ticket) {
+  pthread_mutex_lock(&lock);
+  if (ticket->live) ticket->live->ticket = NULL;
+  pthread_mutex_unlock(&lock);
+  free(ticket);
+}
+
+void ticket_tell(struct ticket *ticket, uint64_t event) {
+  pthread_mutex_lock(&lock);
+  if (ticket->live) {
+    envoy_dynamic_module_callback_network_filter_scheduler_commit(ticket->live->scheduler, event);
+  }
+  pthread_mutex_unlock(&lock);
+}
+
 void live_remove(struct live *live) {
   if (!live->self) return;
   pthread_mutex_lock(&lock);
+  if (live->ticket) live->ticket->live = NULL;
   *live->self = live->next;
   if (live->next) live->next->self = live->self;
   pthread_mutex_unlock(&lock);

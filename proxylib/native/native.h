@@ -27,7 +27,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 /* Numbers of the C ABI; proxylib/ops.py has their meaning. */
-enum op { OP_MORE, OP_PASS, OP_DROP, OP_INJECT, OP_ERROR };
+enum op { OP_MORE, OP_PASS, OP_DROP, OP_INJECT, OP_ERROR, OP_WAIT };
 enum { ERROR_CLOSE = 100 }; /* the parser closes, and has logged why */
 enum filter_result {
   RESULT_OK,
@@ -148,6 +148,7 @@ struct connection {
   enum on_error on_error; /* if another process has said so */
   unsigned code;          /* `reloads` when the parser's code was last looked at */
   bool batch;
+  bool waits;      /* the host calls again after WAIT; else a call takes until the answer */
   int64_t memory;  /* that the parser may hold, bytes */
   bool running;    /* its parser is being called */
   bool hoards;     /* it holds more */

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from proxylib.ops import DROP, MORE, PASS, Op
+from proxylib.ops import DROP, MORE, PASS, WAIT, Op
 from proxylib.testing.host import Host, HostClosed, LogRecord
 
 Dialogue = Sequence[tuple[bool, bytes]]
@@ -73,7 +73,7 @@ def play(
 
 
 def _add(verdicts: list[tuple[bool, str, int]], reply: bool, op: int, n: int) -> None:
-    if op == MORE:
+    if op in (MORE, WAIT):
         return
     name = Op(op).name
     if op in (PASS, DROP) and verdicts and verdicts[-1][:2] == (reply, name):

@@ -14,7 +14,18 @@ from proxylib.connection import MAX_OPS, Connection
 from proxylib.errors import ParserError
 from proxylib.instance import destination_port
 from proxylib.message import Properties, check_value
-from proxylib.ops import DROP, ERROR, INJECT, MORE, PASS, EntryType, ErrorCode, FilterResult, Op
+from proxylib.ops import (
+    DROP,
+    ERROR,
+    INJECT,
+    MORE,
+    PASS,
+    WAIT,
+    EntryType,
+    ErrorCode,
+    FilterResult,
+    Op,
+)
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
@@ -237,6 +248,9 @@ class Host:
             if result != FilterResult.OK:
                 self._fail(reply, data)
                 return
+            if pairs and pairs[-1][0] == WAIT:
+                self.connection.block()
+                continue
             if terminal or self.connection.batch or len(pairs) < MAX_OPS:
                 direction.held = data
                 return
@@ -289,6 +303,8 @@ class Host:
             direction.out += buffer[:n]
             del buffer[:n]
             return data, False
+        if op == WAIT:
+            return data, True
         if op != ERROR:
             raise ParserError(f"unknown op {op}")
         if n != ErrorCode.CLOSE:

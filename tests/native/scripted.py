@@ -8,6 +8,7 @@ parser has put into its own direction, `ACROSS` those it has put into the other.
 from __future__ import annotations
 
 import ast
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,8 +151,24 @@ class Logger(FramedParser):
         return None
 
 
+class Asker(FramedParser):
+    """Asks itself about every line, and thinks a little: "no" is denied."""
+
+    framing = lines(b"\n")
+
+    def request(self, line: bytes) -> Message:
+        return Message(line=line)
+
+    async def ask(self, request: Message) -> bool:
+        await asyncio.sleep(0.05)
+        return request["line"] != b"no"
+
+    def denied(self, request: Message) -> bytes:
+        return b"denied\n"
+
+
 SCRIPTED = {"scripted": Scripted, "scripted-batch": BatchScripted}
-NAMES: dict[str, type[Parser]] = {**SCRIPTED, "logger": Logger}
+NAMES: dict[str, type[Parser]] = {**SCRIPTED, "logger": Logger, "asker": Asker}
 
 # As a parser file, or as a module of an installation.
 if not __name__.startswith("tests."):
