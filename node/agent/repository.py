@@ -100,7 +100,7 @@ class Repository:
             if len(after) > MAX_DOCUMENTS:
                 raise Full(f"there are {MAX_DOCUMENTS} policies already")
             following = replace(state, documents=after)
-            _refuse_taken(state, following)
+            _refuse_twice(state, following)
             return following
 
         revision = self._change(change)
@@ -156,7 +156,7 @@ class Repository:
             if len(after) > MAX_DOCUMENTS:
                 raise Full(f"there are {MAX_DOCUMENTS} policy files already")
             following = replace(state, files=after)
-            _refuse_taken(state, following)
+            _refuse_twice(state, following)
             return following
 
         return Changed(self._change(change), list(files))
@@ -196,33 +196,23 @@ class Repository:
 
     def set_labels(self, number: int, labels: Sequence[str]) -> NodeEndpoint:
         """Give an endpoint other labels. Raises UnknownEndpoint, EndpointError."""
-
-        def change(state: State) -> State:
-            before = _endpoint(state, number)
-            after = replace(before, labels=normal_labels(labels))
-            return replace(state, endpoints={**state.endpoints, number: after})
-
-        self._change(change)
-        return _endpoint(self._state, number)
+        return self._edit(number, lambda before: replace(before, labels=normal_labels(labels)))
 
     def change_labels(self, number: int, add: Sequence[str], remove: Sequence[str]) -> NodeEndpoint:
-        """Add labels to an endpoint's, and take others away. Raises as `set_labels`,
+        """Add labels to an endpoint's, and take others away.
 
-        and for a label to be taken away that it does not have.
+        Raises UnknownEndpoint, and EndpointError also for a label that it does not have.
         """
 
-        def change(state: State) -> State:
-            before = _endpoint(state, number)
+        def edit(before: NodeEndpoint) -> NodeEndpoint:
             gone = normal_labels(remove)
             missing = set(gone) - set(before.labels)
             if missing:
                 raise EndpointError(f"endpoint {number} has no label {', '.join(sorted(missing))}")
             kept = [label for label in before.labels if label not in gone]
-            after = replace(before, labels=normal_labels([*kept, *add]))
-            return replace(state, endpoints={**state.endpoints, number: after})
+            return replace(before, labels=normal_labels([*kept, *add]))
 
-        self._change(change)
-        return _endpoint(self._state, number)
+        return self._edit(number, edit)
 
     def set_mode(
         self, number: int, *, enforcement: Enforcement | None = None, audit: bool | None = None
@@ -231,18 +221,24 @@ class Repository:
 
         Raises UnknownEndpoint.
         """
-
-        def change(state: State) -> State:
-            before = _endpoint(state, number)
-            after = replace(
+        return self._edit(
+            number,
+            lambda before: replace(
                 before,
                 enforcement=before.enforcement if enforcement is None else enforcement,
                 audit=before.audit if audit is None else audit,
-            )
-            return replace(state, endpoints={**state.endpoints, number: after})
+            ),
+        )
+
+    def _edit(self, number: int, edit: Callable[[NodeEndpoint], NodeEndpoint]) -> NodeEndpoint:
+        made: list[NodeEndpoint] = []
+
+        def change(state: State) -> State:
+            made.append(edit(_endpoint(state, number)))
+            return replace(state, endpoints={**state.endpoints, number: made[-1]})
 
         self._change(change)
-        return _endpoint(self._state, number)
+        return made[-1]
 
     def delete_endpoint(self, number: int) -> None:
         """Raises UnknownEndpoint."""
@@ -337,17 +333,21 @@ def _change_of(before: State, after: State) -> Change:
     )
 
 
-def _refuse_taken(before: State, after: State) -> None:
-    """Raise DocumentError if a document that is new has the name of one from elsewhere."""
-    taken = {document.key: document for document in before.policies()}
-    problems = [
-        Problem(
-            document.policies[0].origin.place,
-            f"{document.key} comes from {taken[document.key].file or 'the API'}; change it there",
-        )
-        for document in after.policies()
-        if document.key in taken and taken[document.key].file != document.file
-    ]
+def _refuse_twice(before: State, after: State) -> None:
+    """Raise DocumentError if two places would have a document of one name."""
+    known = set(map(id, before.policies()))
+    found: dict[str, PolicyDocument] = {}
+    problems = []
+    for document in after.policies():
+        other = found.setdefault(document.key, document)
+        if other is not document:
+            new, old = (other, document) if id(document) in known else (document, other)
+            problems.append(
+                Problem(
+                    new.policies[0].origin.place,
+                    f"{new.key} comes from {old.file or 'the API'}; change it there",
+                )
+            )
     if problems:
         raise DocumentError(problems)
 

@@ -92,6 +92,27 @@ def test_a_name_belongs_to_file_or_api(short_path: Path, folder: Path) -> None:
         assert agent.get("/policy")["problems"] == []
 
 
+def test_a_file_that_is_renamed_is_in_force_all_the_time(short_path: Path, folder: Path) -> None:
+    drop(folder, "one.yaml", r2d2("one"))
+    with running(short_path, policy_dir=folder) as agent:
+        before = agent.get("/policy")["revision"]
+        (folder / "one.yaml").rename(folder / "two.yaml")
+        new = str(folder / "two.yaml")
+        wait_for(lambda: agent.get("/policy")["policies"][0]["file"] == new, "the new name")
+        assert agent.get("/policy")["revision"] == before + 1
+        assert agent.get("/policy")["problems"] == []
+
+
+def test_one_name_in_two_files(short_path: Path, folder: Path) -> None:
+    drop(folder, "a.yaml", r2d2("one"))
+    drop(folder, "b.yaml", r2d2("one", cmd="HALT"))
+    with running(short_path, policy_dir=folder) as agent:
+        assert names(agent) == ["one"]
+        (problem,) = agent.get("/policy")["problems"]
+        assert problem["file"] == str(folder / "b.yaml")
+        assert f"comes from {folder / 'a.yaml'}" in problem["message"]
+
+
 def test_other_files_are_left_alone(short_path: Path, folder: Path) -> None:
     (folder / ".hidden.yaml").write_text("nonsense: [")
     (folder / "README.md").write_text("nonsense: [")
