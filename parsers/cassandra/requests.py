@@ -154,7 +154,7 @@ class Requests:
 
     def _query(self, version: int, body: Body) -> Asked:
         statement = body.read_long_string()
-        return asking(self._statement(statement, _query_keyspace(version, body)))
+        return asking(self._statement(statement, _keyspace(version, body)))
 
     def _prepare(self, version: int, body: Body) -> Asked:
         statement = body.read_long_string()
@@ -173,7 +173,7 @@ class Requests:
             parts.append((kind == 1, body.read_string() if kind else body.read_long_string()))
             for _ in range(body.read_short()):
                 body.skip_value()
-        keyspace = _batch_keyspace(version, body)
+        keyspace = _keyspace(version, body)
         readings = [
             self._known(part) if is_id else self._statement(part, keyspace)
             for is_id, part in dict.fromkeys(parts)
@@ -229,8 +229,12 @@ def _why(reading: Reading) -> str:
     return f"Request Unauthorized: {error!s}" if error else "Request Unauthorized"
 
 
-def _query_keyspace(version: int, body: Body) -> bytes | None:
-    """The keyspace that the parameters of a QUERY name, if they do."""
+def _keyspace(version: int, body: Body) -> bytes | None:
+    """The keyspace that the parameters of a QUERY or BATCH name, if they do.
+
+    Cassandra reads those of a BATCH as it does a QUERY's, though the specification gives
+    them no values and no pages: what we did not skip, it would not take for the keyspace.
+    """
     body.skip(2)
     if version < SEGMENTED:
         _no_keyspace(body.read_byte())
@@ -247,19 +251,6 @@ def _query_keyspace(version: int, body: Body) -> bytes | None:
         body.skip(4)
     if flags & _PAGING_STATE:
         body.skip_value()
-    return _last_keyspace(flags, body)
-
-
-def _batch_keyspace(version: int, body: Body) -> bytes | None:
-    body.skip(2)
-    if version < SEGMENTED:
-        _no_keyspace(body.read_byte())
-        return None
-    flags = body.read_int()
-    return _last_keyspace(flags, body) if flags & _KEYSPACE else None
-
-
-def _last_keyspace(flags: int, body: Body) -> bytes:
     if flags & _SERIAL:
         body.skip(2)
     if flags & _TIMESTAMP:

@@ -377,6 +377,28 @@ def test_keyspace_of_a_request(open_host: OpenHost, options: int, names: bool) -
     assert not passes(host, prepare("SELECT * FROM t", 5, 6))
 
 
+@pytest.mark.parametrize("options", [0x01, 0x04, 0x08, 0x41, 0x3D])
+def test_keyspace_of_a_batch_is_where_cassandra_finds_it(open_host: OpenHost, options: int) -> None:
+    """It reads what the specification has for a QUERY only: values, and where a page begins."""
+    host = open_host("cassandra", [{"query_table": "open"}])
+    body = bytes(1) + wire.short(1) + b"\0" + wire.long_string("UPDATE t SET a = 1") + wire.short(0)
+
+    def request(stream: int, keyspace: bytes) -> bytes:
+        flags = wire.integer(options | wire.KEYSPACE)
+        return wire.frame(5, wire.BATCH, body + wire.short(1) + flags + keyspace, stream)
+
+    before = b""
+    if options & 0x01:
+        named = wire.string("v") if options & 0x40 else b""
+        before += wire.short(1) + named + wire.value(b"open")
+    before += wire.short(0) + b"\2\0" if options & 0x04 else b""
+    before += wire.value(b"open") if options & 0x08 else b""
+    before += wire.short(8) if options & 0x10 else b""
+    before += bytes(8) if options & 0x20 else b""
+    assert passes(host, request(1, before + wire.string("open")))
+    assert not passes(host, request(2, before + wire.string("shut") + b"open" * 200))
+
+
 @pytest.mark.parametrize("make", [query, batch])
 def test_keyspace_of_a_request_in_old_versions(open_host: OpenHost, make: object) -> None:
     host = open_host("cassandra", KEYSPACES)
