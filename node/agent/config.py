@@ -95,6 +95,14 @@ def _ports(value: Any) -> Any:
     return int(match[1]), int(match[2])
 
 
+def _endpoints(text: str) -> str:
+    for name in text.split(","):
+        host, _, port = name.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+            raise ValueError(f"{name!r} is no HOST:PORT")
+    return text
+
+
 Absolute = Annotated[Path, AfterValidator(lambda path: path.absolute())]
 
 
@@ -128,6 +136,9 @@ class AgentConfig(BaseModel):
     )
     policy_audit_mode: bool = Field(
         False, strict=False, description="log what would be denied, and deny nothing"
+    )
+    etcd: Annotated[str, AfterValidator(_endpoints)] | None = Field(
+        None, description="HOST:PORT,... of the etcd that keeps the identities of all nodes"
     )
     node_name: str = Field(
         default_factory=gethostname,

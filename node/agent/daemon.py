@@ -25,8 +25,11 @@ from node.errors import SetupError
 from xds.ads.ports import ProxyPorts
 from xds.ads.resources import NodeConfig
 from xds.control import ControlServer
+from xds.etcd import EtcdStore
+from xds.identity import Identities
 from xds.listening import check_socket
 from xds.roster import Mode
+from xds.store import SqliteStore
 
 
 @contextmanager
@@ -49,14 +52,22 @@ def run(config: AgentConfig) -> Iterator[Node]:
         registry = CollectorRegistry()
         store = Store(config.state_dir / "state.db")
         stack.callback(store.close)
+        local = SqliteStore(config.state_dir / "identities.db")
+        shared = None
+        if config.etcd is not None:
+            shared = EtcdStore(config.etcd.split(","), config.node_name)
+        identities = Identities(shared or local, local=local)
+        stack.callback(identities.close)
         control = ControlServer(
             config.xds_path,
-            state_file=config.state_dir / "identities.db",
+            identities=identities,
             mode=Mode(config.enable_policy, config.policy_audit_mode),
             socket_mode=0o600 if group is None else 0o660,
             socket_group=group,
         )
         stack.callback(control.stop)
+        if shared is not None:
+            shared.start(control.identities_changed, control.renumber)
         first, last = config.proxy_ports
         redirects = NodeRedirects(
             NodeConfig(config.xds_path, config.access_log_path, config.node_name),

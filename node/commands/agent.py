@@ -42,6 +42,7 @@ _OPTIONS = (
         "When a direction is closed: default (a policy says so), always, never.",
     ),
     ("policy-audit-mode", "BOOL", "true: log what would be denied, and deny nothing."),
+    ("etcd", "HOST:PORT,...", "The etcd that keeps the identities of all nodes."),
     ("node-name", "NAME", "What this node is called [default: the host's name]."),
     ("node-ip", "ADDR", "This node's own address [default: the one it speaks from]."),
     ("proxy-ports", "RANGE", "The ports that redirects may use [default: 10000-20000]."),

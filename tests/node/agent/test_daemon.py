@@ -19,6 +19,7 @@ from proxylib.proto import npds_pb2 as npds
 from tests.node.agents import Agent, http_client, r2d2, running, settings
 from tests.node.conftest import Command
 from tests.xds.client import Subscriber
+from tests.xds.etcd_server import Etcd, eventually, needs_etcd
 
 Start = Callable[..., Command]
 
@@ -204,3 +205,33 @@ def test_modes_of_the_node(short_path: Path) -> None:
     with running(short_path, policy_audit_mode="true") as agent:
         assert agent.get("/endpoint/1")["policy"]["audit"] is True
         assert agent.get("/config")["policy-audit-mode"] == "true"
+
+
+@needs_etcd
+def test_nodes_share_identities(tmp_path: Path) -> None:
+    server = Etcd(tmp_path)
+    try:
+        with (
+            running(tmp_path / "1", etcd=server.address, node_name="one") as one,
+            running(tmp_path / "2", etcd=server.address, node_name="two") as two,
+        ):
+            one.add_endpoint("10.0.0.1", "k8s:app=a")
+            two.add_endpoint("10.0.0.2", "k8s:app=b")
+            two.add_endpoint("10.0.0.3", "k8s:app=a")
+            eventually(lambda: labels_of(one).items() == labels_of(two).items(), "the same")
+            assert len(labels_of(one)) == 2
+    finally:
+        server.kill()
+
+
+def labels_of(agent: Agent) -> dict[int, str]:
+    known = agent.node.control.engine.known_identities()
+    return {number: str(labels) for number, labels in known.items() if number > 255}
+
+
+def test_an_etcd_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"etcd at 127\.0\.0\.1:1: UNAVAILABLE"),
+        running(tmp_path, etcd="127.0.0.1:1"),
+    ):
+        pass
