@@ -112,6 +112,11 @@ class MapState:
     def __len__(self) -> int:
         return sum(map(len, self.tables.values()))
 
+    @property
+    def pressure(self) -> float:
+        """How full Cilium's map would be with it: 1 and less fits into `MAX_ENTRIES`."""
+        return len(self) / MAX_ENTRIES
+
     def entries(self) -> Iterator[tuple[int, PortPrefix, MapEntry]]:
         """Every entry, in a fixed order."""
         for identity in sorted(self.tables):

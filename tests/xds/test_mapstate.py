@@ -120,6 +120,7 @@ def test_identities_with_equal_tables_share_one() -> None:
     assert both.tables[A] is both.tables[B]
     assert found.tables[A] is not found.tables[B]
     assert len(found) == 3
+    assert found.pressure == 3 / 16384
     assert [identity for identity, _, _ in found.entries()] == [A, A, B]
     assert ANY_IDENTITY not in found.tables
 
