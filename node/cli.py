@@ -69,6 +69,7 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
         "identity": ("node.commands.identity", "Security identities and their labels."),
         "ip": ("node.commands.ip", "Which identity an address has."),
         "xds": ("node.commands.xds", "Who gets policies, and what they made of them."),
+        "metrics": ("node.commands.metrics", "The agent's counters."),
         "status": ("node.commands.status", "How the agent and its parts are."),
         "gen-config": ("node.commands.gen_config", "Print an Envoy configuration to read."),
         "lib-path": ("node.commands.lib_path", "Print where the shared library is."),

@@ -229,7 +229,13 @@ class Redirect(Wire):
 
 
 class Stream(Wire):
-    """What one subscriber of one type of resource has."""
+    """What one subscriber of one type of resource has. Versions are 0 where there is none.
+
+    acked: what is in force there; reason and refused (resources; none: the response as a
+    whole) are of a version that it did not take. revision: the newest one that is wholly
+    in force there. pending-since: when what it has not answered was sent, seconds since
+    1970.
+    """
 
     node: str
     type: str
@@ -238,6 +244,10 @@ class Stream(Wire):
     acked: int
     nacked: int
     reason: str
+    refused: list[str]
+    revision: int
+    incremental: bool
+    pending_since: float | None = None
 
 
 class XdsStatus(Wire):

@@ -154,6 +154,10 @@ def xds_status(node: Node) -> models.XdsStatus:
                 acked=stream.acked_version,
                 nacked=stream.nacked_version,
                 reason=stream.reason,
+                refused=list(stream.refused),
+                revision=stream.revision,
+                incremental=stream.incremental,
+                pending_since=stream.pending_since,
             )
             for stream in server.streams()
         ],

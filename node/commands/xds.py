@@ -36,11 +36,13 @@ def status(socket_path: Path | None, as_json: bool) -> None:
                 _state(stream),
                 str(stream["sent"]),
                 str(stream["acked"]),
-                stream["reason"].splitlines() or [""],
+                stream["refused"],
+                stream["reason"].splitlines(),
             )
             for stream in streams
         ]
-        show(table(("NODE", "TYPE", "STATE", "SENT", "ACKED", "REASON"), rows))
+        header = ("NODE", "TYPE", "STATE", "SENT", "ACKED", "RESOURCES", "REASON")
+        show(table(header, rows))
     if any(_state(stream) == "refused" for stream in streams):
         raise SystemExit(1)
 

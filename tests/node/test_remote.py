@@ -145,8 +145,18 @@ def test_a_refusal_is_shown_with_its_reason(agent: Agent) -> None:
         assert "no droids" in waited.stderr
         status = agent.cli("xds", "status")
         assert status.exit_code == 1
-        assert "refused" in status.stdout
-        assert "no droids" in status.stdout
+        header, *rows = status.stdout.splitlines()
+        assert header.split() == ["NODE", "TYPE", "STATE", "SENT", "ACKED", "RESOURCES", "REASON"]
+        assert rows[0].split() == [
+            "envoy-1",
+            "cilium.NetworkPolicy",
+            "refused",
+            "1",
+            "0",
+            "no",
+            "droids",
+        ]
+        assert rows[1].split() == ["here"]
 
 
 def test_endpoint_commands(agent: Agent) -> None:
@@ -254,3 +264,15 @@ def test_trace_questions_that_make_no_sense(agent: Agent, arguments: tuple[str, 
     result = agent.cli("policy", "trace", "--src", "role=jedi", "--dst", "app=r2d2", *arguments)
     assert result.exit_code == 2, result.output
     assert result.stderr
+
+
+def test_metrics_list(agent: Agent) -> None:
+    agent.put_policy(r2d2())
+    listed = agent.cli("metrics", "list", "--match", "policies").stdout.splitlines()
+    assert [line.split() for line in listed] == [
+        ["Metric", "Labels", "Value"],
+        ["proxylib_policies", "1.000000"],
+    ]
+    found = json.loads(agent.cli("metrics", "list", "--match", "api_requests", "--json").stdout)
+    labels = {"method": "PUT", "status": "200"}
+    assert {"name": "proxylib_api_requests_total", "labels": labels, "value": 1.0} in found
