@@ -28,7 +28,7 @@ from proxylib import DROP, ERROR, MORE, NOP, PASS, BatchParser, Connection, Op, 
 from proxylib.parser import ClassFactory, ParserFactory
 from proxylib.registry import register_parser_factory
 
-BUDGET = 0.05
+BUDGET = 0.1
 TRIGGER = b"!\n"
 PANIC, ERROR_TEXT, LATE = "Panic: ", "Parser error: ", "Panic: BudgetExceeded: a call ran longer"
 ALL = ("python", "c-abi", "envoy")
