@@ -45,6 +45,10 @@ class LogStream(Protocol):
     ) -> None: ...
 
 
+def no_log(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
+    """The log of an instance without an access-log path."""
+
+
 class ConnectionInstance(Protocol):
     """What a connection needs of its module instance."""
 
@@ -225,6 +229,14 @@ class Connection:
         if self._policy is not self.instance.policy:
             self._resolve()
         return self._matcher(message)
+
+    @property
+    def logged(self) -> bool:
+        """Whether `log` writes anything: what it would be given need not be made otherwise.
+
+        Ask once the policy has been asked: in audit mode, that decides which log it is.
+        """
+        return self.log is not no_log
 
     @property
     def matcher(self) -> Matcher:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from proxylib import npds
-from proxylib.connection import Connection, LogStream
+from proxylib.connection import Connection, LogStream, no_log
 from proxylib.errors import ConfigError, PolicyError, RegistrationError, RuleError
 from proxylib.hosts import HostMap, compile_hosts
 from proxylib.http_secrets import Secrets
-from proxylib.message import Properties
 from proxylib.ops import FilterResult
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
@@ -224,10 +223,6 @@ class Instance:
         connection.unparsed = True
         connection.fail(f"Circuit breaker: parser {connection.parser_name!r} is out")
         return connection
-
-
-def no_log(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
-    """The log of an instance without an access-log path."""
 
 
 _AUDIT = accesslog.LogEntry(audit=True).SerializeToString()

@@ -1,13 +1,15 @@
 """Cassandra: the native protocol, versions 3, 4 and 5, judged by action and table.
 
 Where to look: actions.py and rule.py for what a policy can say, statements.py for how
-CQL is read, requests.py for what is judged, replies.py for what is learnt, stream.py
-and segments.py for how the frames are found, session.py for what both directions share.
+CQL is read, requests.py for what is judged, replies.py for what is learnt, known.py for
+what passes as the same has before, stream.py and segments.py for how the frames are
+found, session.py for what both directions share.
 docs/cassandra.md tells what is judged and how, and why compression is decoded.
 """
 
 from __future__ import annotations
 
+from parsers.cassandra.known import KnownReplies, KnownRequests
 from parsers.cassandra.replies import Replies
 from parsers.cassandra.requests import Requests
 from parsers.cassandra.rule import Rule
@@ -26,8 +28,8 @@ class Cassandra(BatchParser):
         super().__init__(connection)
         self._session = session = Session(connection)
         self._streams = (
-            Stream(session, False, Requests(session).judge),
-            Stream(session, True, Replies(session).judge),
+            Stream(session, False, KnownRequests(session).judge, Requests(session).judge),
+            Stream(session, True, KnownReplies(session).judge, Replies(session).judge),
         )
 
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:

@@ -31,7 +31,7 @@ _PAGING_STATE = 0x08
 _SERIAL = 0x10
 _TIMESTAMP = 0x20
 _NAMES = 0x40
-_KEYSPACE = 0x80
+KEYSPACE = 0x80
 _PREPARE_KEYSPACE = 0x01
 
 
@@ -66,7 +66,6 @@ class Requests:
         if stream < 0 or stream in session.asked:
             what = "is not a client's" if stream < 0 else "waits for its reply"
             raise ParserError(f"a request on stream {stream}, which {what}")
-        log = session.connection.log
         try:
             asked = self._read(head, data, start, have)
         except (Malformed, Unprepared) as error:
@@ -75,6 +74,7 @@ class Requests:
         reading = asked.reading
         if reading is not None:
             matches = session.connection.matcher
+            log = session.connection.log
             allowed = True
             for access in reading.accesses:
                 if not matches(access):
@@ -116,12 +116,6 @@ class Requests:
         """What a request asks for."""
         session = self.session
         version, flags, _, opcode, length = head
-        if opcode == EXECUTE and not flags and version == session.version and have > 2:
-            # Most of the traffic: no more of it is read than the id.
-            end = start + 2 + (data[start] << 8 | data[start + 1])
-            asked = session.prepared.get(data[start + 2 : end])
-            if asked is not None and end <= start + have:
-                return asked
         if session.version and version != session.version:
             raise Malformed(
                 f"a request of version {version} on a connection of version {session.version}"
@@ -240,7 +234,7 @@ def _keyspace(version: int, body: Body) -> bytes | None:
         _no_keyspace(body.read_byte())
         return None
     flags = body.read_int()
-    if not flags & _KEYSPACE:
+    if not flags & KEYSPACE:
         return None
     if flags & _VALUES:
         for _ in range(body.read_short()):
@@ -259,6 +253,6 @@ def _keyspace(version: int, body: Body) -> bytes | None:
 
 
 def _no_keyspace(flags: int) -> None:
-    if flags & _KEYSPACE:
+    if flags & KEYSPACE:
         # Some servers read it all the same: their table would not be ours.
         raise Malformed("a keyspace for one request, which this version does not have")

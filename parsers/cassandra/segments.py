@@ -7,7 +7,9 @@ self-contained segment holds whole frames; a longer frame is cut over several.
 
 from __future__ import annotations
 
+import struct
 import zlib
+from functools import lru_cache
 
 from parsers.cassandra.compression import decompress_block
 from parsers.cassandra.frames import Malformed
@@ -19,6 +21,7 @@ _WHOLE_COMPRESSED = 1 << 34
 _CRC24_START = 0x875060
 _CRC24_POLYNOMIAL = 0x1974F0B
 _CRC32_START = zlib.crc32(b"\xfa\x2d\x55\xca")
+_CRC32 = struct.Struct("<I").unpack_from
 
 
 def _crc24_table() -> tuple[int, ...]:
@@ -53,21 +56,26 @@ def read_header(data: bytes, at: int, compressed: bool) -> tuple[int, int, bool]
 
     Raises ParserError for a wrong checksum: nothing behind it can be read.
     """
-    size = 5 if compressed else 3
-    head = data[at : at + size]
-    if crc24(head) != int.from_bytes(data[at + size : at + size + 3], "little"):
+    return _header(data[at : at + (8 if compressed else 6)])
+
+
+@lru_cache(maxsize=1024)
+def _header(header: bytes) -> tuple[int, int, bool]:
+    """`read_header`, remembered: messages of one length have the same."""
+    head, crc = header[:-3], header[-3:]
+    if crc24(head) != int.from_bytes(crc, "little"):
         raise ParserError("a segment header with a wrong CRC24")
     bits = int.from_bytes(head, "little")
-    if compressed:
+    if len(head) == 5:
         return bits & MAX_PAYLOAD, bits >> 17 & MAX_PAYLOAD, bool(bits & _WHOLE_COMPRESSED)
     return bits & MAX_PAYLOAD, 0, bool(bits & _WHOLE)
 
 
 def read_payload(data: bytes, at: int, length: int, plain: int) -> bytes:
     """The plain payload at `at`. Raises ParserError if it is not what was sent."""
-    payload = data[at : at + length]
-    crc = int.from_bytes(data[at + length : at + length + 4], "little")
-    if zlib.crc32(payload, _CRC32_START) != crc:
+    end = at + length
+    payload = data[at:end]
+    if zlib.crc32(payload, _CRC32_START) != _CRC32(data, end)[0]:
         raise ParserError("a segment payload with a wrong CRC32")
     if not plain:
         return payload

@@ -83,10 +83,13 @@ class Session:
         self.starting: Asked | None = None
         self.prepared: dict[bytes, Asked] = {}
         """What an EXECUTE of an id asks for."""
+        self.allowed: dict[bytes, Asked] = {}
+        """Those of `prepared` that may pass as they are (known.py)."""
         self.replying = 0
         """Bytes still to come of a reply that is cut over several segments."""
-        self._waiting = 0
-        self._loose: set[int] = set()
+        self.waiting = 0
+        """Accesses of the requests in `asked`."""
+        self.loose: set[int] = set()
         """Streams of requests under way whose tables depend on the keyspace in use."""
         self._prepared_accesses = 0
         self.deferred = bytearray()
@@ -108,8 +111,8 @@ class Session:
         """A request goes to the server. Raises ParserError past a limit."""
         reading = asked.reading
         if reading is not None:
-            self._waiting += len(reading.accesses)
-            if self._waiting > MAX_WAITING:
+            self.waiting += len(reading.accesses)
+            if self.waiting > MAX_WAITING:
                 raise ParserError(f"requests for more than {MAX_WAITING} tables wait for replies")
             if asked.kind == Kind.USE and reading.use is not None:
                 if len(self.uses) >= MAX_USES:
@@ -117,7 +120,7 @@ class Session:
                 self.uses.append(reading.use)
                 self._widen(reading.use)
             elif reading.loose:
-                self._loose.add(stream)
+                self.loose.add(stream)
         if asked.kind == Kind.STARTUP:
             self.starting = asked
         self.asked[stream] = asked
@@ -129,16 +132,16 @@ class Session:
         use = asked.reading.use if asked.reading is not None else None
         if use is None:
             return []
-        under_way = (self.asked[stream].reading for stream in self._loose)
+        under_way = (self.asked[stream].reading for stream in self.loose)
         return [access for reading in under_way if reading for access in reading.within(use)]
 
     def _widen(self, use: bytes) -> None:
         """Statements that are being prepared may turn out to be about `use`."""
-        for stream in self._loose:
+        for stream in self.loose:
             asked = self.asked[stream]
             if asked.kind == Kind.PREPARE and asked.reading is not None:
                 wider = together([asked.reading, Reading(asked.reading.within(use))])
-                self._waiting += len(wider.accesses) - len(asked.reading.accesses)
+                self.waiting += len(wider.accesses) - len(asked.reading.accesses)
                 self.asked[stream] = asking(wider, Kind.PREPARE)
 
     def answered(self, stream: int) -> int:
@@ -149,10 +152,10 @@ class Session:
             if asked.kind == Kind.STARTUP:
                 self.starting = None
             return 0
-        self._waiting -= len(reading.accesses)
+        self.waiting -= len(reading.accesses)
         if asked.kind == Kind.USE and reading.use is not None:
             self.uses.remove(reading.use)
-        self._loose.discard(stream)
+        self.loose.discard(stream)
         return self.now - self.sent.pop(stream)
 
     def start(self, asked: Asked) -> None:
@@ -170,6 +173,7 @@ class Session:
             self._forget(next(iter(self.prepared)))
 
     def _forget(self, prepared_id: bytes) -> None:
+        self.allowed.pop(prepared_id, None)
         asked = self.prepared.pop(prepared_id, None)
         if asked is not None and asked.reading is not None:
             self._prepared_accesses -= 1 + len(asked.reading.accesses)

@@ -252,9 +252,9 @@ def read(statement: bytes, keyspace: bytes) -> Reading:
     Raises Unreadable. Readings of short statements are remembered, and of the heads of
     statements: traffic repeats itself, if only up to its first value.
     """
-    head = _HEAD(statement)
-    if head is not None and head.end() <= _MAX_REMEMBERED and _is_utf8(statement):
-        reading = _head(head[0], keyspace)
+    head = head_of(statement)
+    if head:
+        reading = read_head(head, keyspace)
         if reading is not None:
             return reading
     if len(statement) <= _MAX_REMEMBERED:
@@ -269,6 +269,12 @@ _HEAD = re.compile(rb"[^'\"$/\-=(<>]*[=(<>]").match
 whatever follows, the tokens before that sign are what they are."""
 
 
+def head_of(statement: bytes) -> bytes:
+    """Where a statement begins as others do, for `read_head`; b"" if it does not."""
+    head = _HEAD(statement, 0, _MAX_REMEMBERED)
+    return head[0] if head is not None and _is_utf8(statement) else b""
+
+
 def _is_utf8(statement: bytes) -> bool:
     if statement.isascii():
         return True
@@ -280,7 +286,7 @@ def _is_utf8(statement: bytes) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _head(head: bytes, keyspace: bytes) -> Reading | None:
+def read_head(head: bytes, keyspace: bytes) -> Reading | None:
     """What a statement does that begins so; None if what follows must be read for that."""
     try:
         return _read(head, keyspace)

@@ -13,6 +13,9 @@ from parsers.cassandra.frames import HEADER, HEADER_SIZE, MAX_LENGTH, VERSIONS, 
 from parsers.cassandra.session import Session
 from proxylib import DROP, ERROR, INJECT, MORE, PASS, EntryType, ErrorCode, ParserError, limits
 
+Known = Callable[[bytes, int], int]
+"""``known(data, start)``: where the frames end that pass as such have before (known.py)."""
+
 Judge = Callable[[tuple[int, int, int, int, int], bytes, int, int], bool]
 """``judge(header, data, start, have)``: whether a frame passes; raises Short."""
 
@@ -24,9 +27,10 @@ _OLD_HEADER_SIZE = 8
 class Stream:
     """The bytes of one direction. reply: from the server."""
 
-    def __init__(self, session: Session, reply: bool, judge: Judge) -> None:
+    def __init__(self, session: Session, reply: bool, known: Known, judge: Judge) -> None:
         self._session = session
         self._reply = reply
+        self._known = known
         self._judge = judge
         self._begun = False
         self._parts = bytearray()
@@ -52,11 +56,14 @@ class Stream:
         """Frames as they are. Returns the position of what is not judged, or -1 if the
         ops answer for more than `data`."""
         session = self._session
-        judge = self._judge
+        known, judge = self._known, self._judge
         direction = 0x80 if self._reply else 0
         position, size = 0, len(data)
         need = 0
         while not session.segmented:
+            start, position = position, known(data, position)
+            if position > start:
+                ops += (PASS, position - start)
             have = size - position
             if have < HEADER_SIZE:
                 old = have and not self._begun and data[position] in _OLD_VERSIONS
@@ -134,7 +141,8 @@ class Stream:
 
     def _whole(self, payload: bytes, raw: int, ops: list[int]) -> bool:
         """A segment of whole frames; False if the connection is over."""
-        position, size = 0, len(payload)
+        passed, size = 0, len(payload)
+        position = self._known(payload, 0)
         kept: list[bytes] = []
         dropped = False
         while position < size:
@@ -143,17 +151,18 @@ class Stream:
             end = start + head[4]
             if end > size:
                 raise ParserError(f"a frame of {head[4]} bytes does not end in its segment")
-            if self._judge(head, payload, start, head[4]):
-                kept.append(payload[position:end])
-            else:
+            if not self._judge(head, payload, start, head[4]):
+                kept.append(payload[passed:position])
                 dropped = True
-            position = end
+                passed = end
+            position = self._known(payload, end)
         if not dropped:
             ops += (PASS, raw)
             return True
-        if kept:
+        rest = b"".join(kept) + payload[passed:]
+        if rest:
             session = self._session
-            rest = segments.pack(b"".join(kept), bool(session.compression))
+            rest = segments.pack(rest, bool(session.compression))
             ops += (INJECT, session.connection.inject(self._reply, rest))
         ops += (DROP, raw)
         return True

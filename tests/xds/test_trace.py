@@ -21,7 +21,7 @@ import parsers.memcache
 import parsers.r2d2  # noqa: F401 - all register their parsers
 from proxylib.connection import Connection
 from proxylib.hosts import compile_hosts
-from proxylib.instance import no_log
+from proxylib.connection import no_log
 from proxylib.ops import PASS
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.registry import get_parser_factory
