@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from node.agent.documents import PolicyDocument, load_documents, parse_labels
 from node.agent.endpoints import (
@@ -29,7 +30,9 @@ from proxylib.errors import ConfigError
 from xds.control import ControlServer
 from xds.endpoints import Enforcement, NamedPort
 from xds.engine import Change
+from xds.fqdn import match_name
 from xds.lint import lint
+from xds.services import normal_address
 from xds.source import DocumentError, Problem
 
 MAX_DOCUMENTS = 20_000
@@ -38,6 +41,10 @@ MAX_DOCUMENTS = 20_000
 
 class UnknownPolicy(LookupError):
     """There is no such policy."""
+
+
+class UnknownName(LookupError):
+    """The DNS name is not known."""
 
 
 class NotOurs(Exception):
@@ -251,6 +258,23 @@ class Repository:
 
         self._change(change)
 
+    def set_name(self, text: str, addresses: Sequence[str]) -> int:
+        """Say which addresses a DNS name has now; none: it is forgotten. The revision.
+
+        Raises ValueError for what is no DNS name or no address, UnknownName for one to
+        be forgotten that nobody knows.
+        """
+        name = match_name(text).text
+        normal = tuple(dict.fromkeys(map(normal_address, addresses)))
+
+        def change(state: State) -> State:
+            if not normal and name not in state.names:
+                raise UnknownName(f"nothing is known of {name!r}")
+            names = {key: held for key, held in state.names.items() if key != name}
+            return replace(state, names=names | ({name: normal} if normal else {}))
+
+        return self._change(change)
+
     def progress(self, revision: int) -> Progress:
         """Which subscribers have acknowledged all of `revision`, or of a later one."""
         streams = [stream for stream in self._control.server.streams() if stream.connected]
@@ -325,7 +349,10 @@ def _change_of(before: State, after: State) -> Change:
     """What the engine is to be told."""
     documents, gone = differences(before.by_key(), after.by_key())
     endpoints, left = differences(before.endpoints, after.endpoints)
+    names, forgotten = differences(before.names, after.names)
     return Change(
+        names={name: [*map(ip_address, held)] for name, held in names.items()}
+        | dict.fromkeys(forgotten, ()),
         policies={key: document.policies for key, document in documents.items()}
         | dict.fromkeys(gone, ()),
         endpoints={number: endpoint.for_engine() for number, endpoint in endpoints.items()}

@@ -31,7 +31,8 @@ class PolicyFile:
 class State:
     """Everything that the agent was told. Mappings are never changed, only replaced.
 
-    documents: those of the REST API, by key. files: by path.
+    documents: those of the REST API, by key. files: by path. names: the addresses of DNS
+    names, as text.
     """
 
     revision: int = 0
@@ -39,6 +40,7 @@ class State:
     documents: Mapping[str, PolicyDocument] = field(default_factory=dict)
     files: Mapping[str, PolicyFile] = field(default_factory=dict)
     endpoints: Mapping[int, NodeEndpoint] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def by_key(self) -> dict[str, PolicyDocument]:
         """All documents, files' ones included."""
@@ -75,6 +77,10 @@ def changed_items(before: State, after: State) -> tuple[Items, set[Key]]:
     for number, endpoint in endpoints.items():
         write["endpoint", str(number)] = endpoint.to_json()
     delete |= {("endpoint", str(number)) for number in left}
+    names, gone = differences(before.names, after.names)
+    for name, addresses in names.items():
+        write["name", name] = list(addresses)
+    delete |= {("name", name) for name in gone}
     return write, delete
 
 
@@ -86,6 +92,7 @@ def load_state(items: Items) -> State:
     documents: dict[str, PolicyDocument] = {}
     files: dict[str, PolicyFile] = {}
     endpoints: dict[int, NodeEndpoint] = {}
+    names: dict[str, tuple[str, ...]] = {}
     try:
         for (kind, key), value in items.items():
             if kind == "policy":
@@ -98,8 +105,15 @@ def load_state(items: Items) -> State:
                 files[key] = PolicyFile(text, tuple(found))
             elif kind == "endpoint":
                 endpoints[int(key)] = NodeEndpoint.from_json(int(key), value)
+            elif kind == "name":
+                names[key] = tuple(value)
         return State(
-            int(items.get(_REVISION, 0)), int(items.get(_NEXT, 1)), documents, files, endpoints
+            revision=int(items.get(_REVISION, 0)),
+            next_endpoint=int(items.get(_NEXT, 1)),
+            documents=documents,
+            files=files,
+            endpoints=endpoints,
+            names=names,
         )
     except DocumentError as error:
         raise ConfigError(

@@ -209,6 +209,25 @@ class LabelsChange(Wire):
     remove: LabelTexts = []
 
 
+class NameEntry(Wire):
+    """A DNS name, and the addresses that it has."""
+
+    name: str
+    addresses: list[str]
+
+
+class NameRequest(Wire):
+    """All addresses that a DNS name has now."""
+
+    addresses: Annotated[list[AddressText], Field(min_length=1, max_length=1000)]
+
+
+class Revision(Wire):
+    """The revision of a change."""
+
+    revision: int
+
+
 class IpEntry(Wire):
     """Which identity an address, or a range of them, has."""
 
