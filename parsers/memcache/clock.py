@@ -36,11 +36,17 @@ class Clock:
     def start(self) -> None:
         """A chunk of replies has come."""
         self._now = self._read()
+        self._forget(self._total - len(self._pending))
 
     def latency(self) -> int:
         """Of the first reply in `pending`, nanoseconds; 0 if nothing is owed."""
         turn = self._total - len(self._pending)
+        marks = self._forget(turn)
+        return self._now - marks[0][1] if marks and turn < self._total else 0
+
+    def _forget(self, turn: int) -> deque[tuple[int, int]]:
+        """Forget the chunks whose replies were all due before `turn`; returns the others."""
         marks = self._marks
         while len(marks) > 1 and marks[1][0] <= turn:
             marks.popleft()
-        return self._now - marks[0][1] if marks and turn < self._total else 0
+        return marks

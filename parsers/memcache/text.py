@@ -46,7 +46,7 @@ from parsers.memcache.replies import (
     fits,
     status_of,
 )
-from parsers.memcache.rule import KeyTest, key_tests
+from parsers.memcache.rule import Compiled, KeyTest, key_tests
 from proxylib import DROP, INJECT, MORE, PASS, Connection, EntryType, Matcher, ParserError
 
 ACCESS_DENIED = b"CLIENT_ERROR access denied\r\n"
@@ -72,25 +72,31 @@ _RESPONSE = EntryType.Response
 _REFUSED = EntryType.Denied
 
 # Nothing possessive or atomic: before 3.11.5 CPython may keep half of a repeated group.
-_GETS = re.compile(rb"get ([^\x00-\x20\x7f]{1,250})\r\n(?:get [^\x00-\x20\x7f]{1,250}\r\n)*")
+_GETS = re.compile(rb"(get) ([^\x00-\x20\x7f]{1,250})()\r\n(?:get [^\x00-\x20\x7f]{1,250}\r\n)*")
 _SET = re.compile(
     rb"set ([^\x00-\x20\x7f]{1,250}) [0-9]{1,9} (?:-?[0-9]{1,9}|1[0-9]{9}) ([0-9]{1,9})"
     rb"( noreply)?\r\n"
 )
-_META_GET = re.compile(rb"mg ([^\x00-\x20\x7f]{1,250})((?: [cfhklstv]){0,8})\r\n").match
-"""Flags that change neither what mg does nor whose reply is whose."""
+_META_GETS = re.compile(
+    rb"(mg) ([^\x00-\x20\x7f]{1,250})((?: [cfhklstv]){0,8})\r\n"
+    rb"(?:mg [^\x00-\x20\x7f]{1,250}\3\r\n)*"
+)
+"""With flags that change neither what mg does nor whose reply is whose."""
 _META_REPLY = re.compile(
     rb"(?:(EN|HD(?: [^\r\n]{0,256})?)|VA ([0-9]{1,10})(?: [^\r\n]*)?)\r\n"
 ).match
 _PLAIN_VALUE = re.compile(rb"VALUE [^\n ]+ [0-9]+ ([0-9]{1,10})\r\n").match
 _MANY_KEYS = re.compile(rb" *(?:b?gets?|gats?) ")
 _G, _S, _M, _V = b"gsmV"
+_RUNS = {_G: _GETS.match, _M: _META_GETS.match}
+"""Requests of one key, all alike but for the key, by their first byte."""
 
 
 class TextProtocol:
     """Both directions of one text connection."""
 
     __slots__ = (
+        "_at_once",
         "_clock",
         "_connection",
         "_hits",
@@ -110,6 +116,8 @@ class TextProtocol:
         self._tests: Mapping[str, KeyTest] = {}
         self._may_get: KeyTest = bool
         self._may_set: KeyTest = bool
+        self._at_once = False
+        """Whether several requests can be judged before they are logged."""
         self._pending: deque[Owed] = deque()
         self._clock = Clock(connection.monotonic_ns, self._pending)
         self._quiet = False
@@ -124,6 +132,8 @@ class TextProtocol:
     def _use(self, matcher: Matcher) -> None:
         self._matcher = matcher
         self._tests = key_tests(matcher)
+        # Audit mode's matcher, and others that are not ours, must be asked entry by entry.
+        self._at_once = isinstance(matcher, Compiled)
         self._may_get = self._tests["get"]
         self._may_set = self._tests["set"]
 
@@ -140,49 +150,26 @@ class TextProtocol:
         pending = self._pending
         if len(pending) > MAX_PENDING:
             raise ParserError(f"more than {MAX_PENDING} requests wait for their replies")
-        log = connection.log
+        log, logged = connection.log, connection.logged
+        runs = _RUNS.get
         position, size = 0, len(data)
         while position < size:
             first = data[position]
-            if first == _G and not self._quiet and (match := _GETS.match(data, position)):
-                may_get, owed_get = self._may_get, OWED[b"get"]
-                key, end = match[1], match.end()
-                alone = end - position == len(key) + 6
-                keys = (key,) if alone else data[position + 4 : end - 2].split(b"\r\nget ")
-                position = end
-                for key in keys:
-                    fields = {"command": b"get", "keys": key}
-                    if may_get(key):
-                        log(_REQUEST, fields, _PROTO)
-                        pending.append(owed_get)
-                        ops += (PASS, len(key) + 6)
-                    else:
-                        log(_REFUSED, fields, _PROTO)
-                        self._refuse(ACCESS_DENIED, len(key) + 6, ops)
-                continue
             if (
-                first == _M
-                and not self._quiet
-                and (match := _META_GET(data, position))
-                and _distinct(match[2])
+                not self._quiet
+                and (run := runs(first))
+                and (match := run(data, position))
+                and _distinct(match[3])
             ):
-                end = match.end()
-                fields = {"command": b"mg", "keys": match[1]}
-                if self._may_get(match[1]):
-                    log(_REQUEST, fields, _PROTO)
-                    pending.append(_OWED_META_GET)
-                    ops += (PASS, end - position)
-                else:
-                    log(_REFUSED, fields, _PROTO)
-                    self._refuse(ACCESS_DENIED, end - position, ops)
-                position = end
+                position = self._gets(match, logged, ops)
                 continue
             if first == _S and not self._quiet and (match := _SET.match(data, position)):
                 key, length, noreply = match.groups()
                 end = match.end() + int(length) + 2
                 fields = {"command": b"set", "keys": key}
                 if self._may_set(key):
-                    log(_REQUEST, fields, _PROTO)
+                    if logged:
+                        log(_REQUEST, fields, _PROTO)
                     if noreply is None:
                         pending.append(OWED[b"set"])
                     ops += (PASS, end - position)
@@ -204,6 +191,35 @@ class TextProtocol:
         if end_stream and position < size:
             log(_REFUSED, {"status": "the connection ends inside a request line"}, _PROTO)
         ops += (MORE, 1)
+
+    def _gets(self, match: re.Match[bytes], logged: bool, ops: list[int]) -> int:
+        """Judge requests that are alike but for their keys; returns their end."""
+        command, key, flags = match.groups()
+        start, end = match.span()
+        rest = len(command) + len(flags) + 3
+        keys = [key]
+        if end - start > rest + len(key):
+            line_end = flags + b"\r\n"
+            keys = match[0][len(command) + 1 : -len(line_end)].split(line_end + command + b" ")
+        log = self._connection.log
+        owed, may_get = OWED[command], self._may_get
+        if self._at_once and all(map(may_get, keys)):
+            if logged:
+                for key in keys:
+                    log(_REQUEST, {"command": command, "keys": key}, _PROTO)
+            self._pending.extend([owed] * len(keys))
+            ops += (PASS, end - start)
+            return end
+        for key in keys:
+            fields = {"command": command, "keys": key}
+            if may_get(key):
+                log(_REQUEST, fields, _PROTO)
+                self._pending.append(owed)
+                ops += (PASS, rest + len(key))
+            else:
+                log(_REFUSED, fields, _PROTO)
+                self._refuse(ACCESS_DENIED, rest + len(key), ops)
+        return end
 
     def _request(self, line: bytes, ops: list[int]) -> int:
         """Judge any request line; returns the length of the value behind it."""
@@ -261,26 +277,23 @@ class TextProtocol:
         clock = self._clock
         clock.start()
         pending = self._pending
-        log = self._connection.log
-        position, size = 0, len(data)
+        log = self._connection.log if self._connection.logged else None
+        start, position, size = 0, 0, len(data)
         while position < size:
             owed = pending[0] if pending else NOTHING
             kind = owed[0]
-            if kind == VALUES and (match := _PLAIN_VALUE(data, position)):
+            if kind == VALUES and data.startswith(b"END\r\n", position):
+                end = position + 5
+                status = b"HIT" if self._hits else b"MISS"
+                self._hits = False
+            elif kind == VALUES and (match := _PLAIN_VALUE(data, position)):
                 end = match.end() + int(match[1]) + 2
                 if not data.startswith(b"END\r\n", end):
                     self._hits = True
-                    ops += (PASS, end - position)
-                    if end > size:
-                        return
                     position = end
                     continue
                 end += 5
                 status = b"HIT"
-                self._hits = False
-            elif kind == VALUES and data.startswith(b"END\r\n", position):
-                end = position + 5
-                status = b"HIT" if self._hits else b"MISS"
                 self._hits = False
             elif (
                 kind == LINE
@@ -290,6 +303,7 @@ class TextProtocol:
             ):
                 status = status_of(data[position:end].rstrip(b"\r\n"))
             elif kind == DENIED:
+                start = self._pass(start, position, ops)
                 self._answer_denied(ops)
                 continue
             elif (
@@ -302,18 +316,22 @@ class TextProtocol:
             ):
                 status = match[1] or b"VA"
             else:
+                self._pass(start, position, ops)
                 end = self._reply(owed, data, position, ops)
                 if end > size:
                     return
+                start = position
                 if end == position:
                     break
-                position = end
+                start = position = end
                 continue
-            latency = clock.latency()
+            if log is not None:
+                log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO, clock.latency())
             pending.popleft()
-            log(_RESPONSE, {"command": owed[1], "status": status}, _PROTO, latency)
-            ops += (PASS, end - position)
             position = end
+        self._pass(start, position, ops)
+        if position > size:
+            return
         if pending and pending[0][0] == DENIED:
             self._answer_denied(ops)
         if end_stream and position < size:
@@ -401,9 +419,6 @@ class TextProtocol:
         if end > position:
             ops += (PASS, end - position)
         return end
-
-
-_OWED_META_GET = OWED[b"mg"]
 
 
 @lru_cache(maxsize=1024)
