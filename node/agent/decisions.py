@@ -40,6 +40,11 @@ class Decisions:
         self._server.close()
 
     @property
+    def working(self) -> bool:
+        """False if reading has ended by itself, which is a fault of ours."""
+        return self._stopping.is_set() or self._thread.is_alive()
+
+    @property
     def clients(self) -> int:
         """How many library instances are connected."""
         return self._server.clients

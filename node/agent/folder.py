@@ -58,6 +58,11 @@ class PolicyFolder:
         self._stopping.set()
         self._thread.join(_STOP_TIMEOUT)
 
+    @property
+    def working(self) -> bool:
+        """False if the watch has ended by itself, which is a fault of ours."""
+        return self._stopping.is_set() or self._thread.is_alive()
+
     def problems(self) -> Mapping[str, Sequence[Problem]]:
         """By file, what is wrong with it as it is now; what it said before is in force."""
         return dict(self._problems)

@@ -61,7 +61,10 @@ class NodeRedirects:
         return self._built
 
     def resolve(self) -> None:
-        """Move redirects whose port somebody else has, as their Envoys say."""
+        """Move redirects whose port somebody else has, as their Envoys say.
+
+        Not while something changes. Raises ConfigError if no port is left.
+        """
         if self._redirects.resolve(self._server.streams()):
             self._server.publish(self._built, revision=self._server.revision)
 

@@ -275,6 +275,11 @@ class Repository:
 
         return self._change(change)
 
+    def resolve_redirects(self) -> None:
+        """Move redirects whose proxy port somebody else has. Raises ConfigError."""
+        with self._changing:
+            self._redirects.resolve()
+
     def progress(self, revision: int) -> Progress:
         """Which subscribers have acknowledged all of `revision`, or of a later one."""
         streams = [stream for stream in self._control.server.streams() if stream.connected]

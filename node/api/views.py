@@ -211,7 +211,7 @@ def _components(node: Node) -> Iterator[models.Component]:
         files = {place.file for place in problems}
         yield models.Component(
             name="Policy directory",
-            state="Warning" if files else "Ok",
+            state="Failure" if not node.folder.working else "Warning" if files else "Ok",
             message=f"{node.folder.path}, {len(state.files)} files in force"
             + (f", {len(files)} with errors (proxylib policy get)" if files else ""),
         )
@@ -225,7 +225,7 @@ def _components(node: Node) -> Iterator[models.Component]:
     )
     yield models.Component(
         name="Access log",
-        state="Ok",
+        state="Ok" if node.decisions.working else "Failure",
         message=f"{node.decisions.clients} clients, {node.decisions.entries} entries",
     )
     yield models.Component(

@@ -14,6 +14,7 @@ import click
 
 from node.console import Console
 from node.stopping import MAX_WAIT, Stopped, stop_on_signals
+from proxylib.errors import ProxylibError
 
 _PATH = click.Path(path_type=Path)
 
@@ -87,9 +88,15 @@ def command(
             {"socket": str(settings.api_path), "revision": node.repository.state.revision},
             "good",
         )
+        said = ""
         while True:
             time.sleep(MAX_WAIT)
-            node.redirects.resolve()
+            try:
+                node.repository.resolve_redirects()
+            except ProxylibError as error:
+                if str(error) != said:
+                    said = str(error)
+                    console.event("redirects", said, {}, "error")
     console.event("stopped", "stopped", {"exit_status": 0})
 
 

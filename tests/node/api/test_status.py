@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 from node.api.app import MAX_BODIES, MAX_BODY
 from tests.native.services import wait_for
 from tests.node.agents import Agent, r2d2
@@ -85,3 +87,14 @@ def test_bodies_together_are_bounded(agent: Agent) -> None:
         for client in held:
             client.close()
     wait_for(lambda: agent.put_policy("x" * 4096).status_code == 422, "room again", 30)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_part_that_has_failed_is_told(agent: Agent) -> None:
+    assert agent.node is not None
+    agent.node.decisions._server.close()
+    wait_for(lambda: agent.get("/healthz")["state"] == "Failure", "the failure")
+    result = agent.cli("status", "--brief")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Access log:             Failure")
+    assert "Controller Status:      5/6 healthy" in agent.cli("status").stdout
