@@ -69,7 +69,7 @@ class ProxyConfig:
     itself decodes, judged in its HTTP filter; None: the parser gets bytes. secrets:
     folder of the header values that HTTP rules name. control: where the library's
     control socket is to be; None: in the private folder. reload: take up edits of the
-    parser's code.
+    parser's code. debug: full tracebacks, and breakpoint() waits for somebody.
     """
 
     parser: ParserChoice
@@ -91,6 +91,7 @@ class ProxyConfig:
     secrets: Path | None = None
     control: Path | None = None
     reload: bool = False
+    debug: bool = False
 
 
 class Proxy:
@@ -178,7 +179,7 @@ class Proxy:
                             destination=str(upstream),
                             parser_modules=config.parser.modules,
                             record=config.record,
-                            sandbox=config.sandbox,
+                            sandbox=self._sandbox(),
                             secrets_path=config.secrets and config.secrets.absolute(),
                             control_path=self.control,
                         ),
@@ -219,6 +220,12 @@ class Proxy:
         if config.reload:
             stack.enter_context(CodeWatcher(config.parser.name, self.control, self._event))
         self._event("ready", "ready", "good", listen=str(self.address), pid=self.pid)
+
+    def _sandbox(self) -> Mapping[str, object]:
+        chosen = dict(self.config.sandbox)
+        if self.config.debug:
+            chosen["debug"] = str(self.folder / "debug.sock")
+        return chosen
 
     def _envoy_line(self, line: str) -> None:
         if line.startswith(bootstrap.CONNECT_FAILURE):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from proxylib import limits
@@ -21,7 +21,7 @@ from proxylib.parser import BatchParser, Parser, ParserFactory
 from proxylib.policy import Decision, PolicyMap
 from proxylib.registry import get_parser_factory, overdue
 from proxylib.sandbox import DEFAULTS, OnError, Settings, breaker_of, describe, guarded
-from proxylib.sandbox.place import text
+from proxylib.sandbox.place import story, text
 
 if TYPE_CHECKING:
     from proxylib.rules import Matcher
@@ -224,6 +224,12 @@ class Connection:
 
     # What parsers use.
 
+    @property
+    def config(self) -> Mapping[str, str]:
+        """What the operator has said to the parser: ``config`` of the filter's configuration,
+        ``proxylib run --set KEY=VALUE``. Keys and values are the parser's to check."""
+        return self.settings.config
+
     def matches(self, message: Properties) -> bool:
         """Whether the policy in force now allows `message` on this connection."""
         if self._policy is not self.instance.policy:
@@ -386,6 +392,8 @@ class Connection:
         else:
             self.fail(f"Panic: {describe(error)}")
             self.count_panic()
+            if self.settings.debug:
+                logger.error("%s", story(error))
         return FilterResult.PARSER_ERROR
 
     @property

@@ -21,6 +21,7 @@ import proxylib_native
 
 from proxylib.connection import Connection
 from proxylib.control import ControlSocket
+from proxylib.debugging import debug_path, listen
 from proxylib.errors import ConfigError
 from proxylib.http import HttpRule
 from proxylib.http_filter import HttpFilterConfig
@@ -308,6 +309,8 @@ def local_config(values: Mapping[str, Any]) -> FilterConfig:
     number, instance = _open_instance(values, values.get("xds_path", ""))
     if "control_path" in values:
         _listen(values["control_path"])
+    if settings.debug:
+        listen(settings.debug)
     breaker_of(parser).configure(settings.breaker_panics, settings.breaker_period)
     return FilterConfig(
         number,
@@ -376,7 +379,7 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
 def _listen(path: str) -> None:
     if path not in _controls:
         try:
-            _controls[path] = ControlSocket(Path(path), {"reload": _reload, "status": _status})
+            _controls[path] = ControlSocket(Path(path), _COMMANDS)
         except OSError as error:
             raise ConfigError(f"control_path {path!r}: {error.strerror or error}") from error
 
@@ -413,6 +416,13 @@ def _status(request: Mapping[str, Any]) -> Mapping[str, Any]:
         }
     }
 
+
+def _debug(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The command ``{"command": "debug"}``: the socket where breakpoints wait."""
+    return {"path": debug_path()}
+
+
+_COMMANDS = {"reload": _reload, "status": _status, "debug": _debug}
 
 _controls: dict[str, ControlSocket] = {}
 """The control sockets of this process, by path; they last as long as it does."""

@@ -12,6 +12,7 @@ command: LazyGroup = command_group(
         "new": ("node.commands.parser_new", "Begin a parser of your own."),
         "reload": ("node.commands.parser_reload", "New code for a running parser."),
         "status": ("node.commands.parser_status", "The parsers of a running proxy."),
+        "debug": ("node.commands.parser_debug", "Be there when a parser reaches a breakpoint."),
         "profile": ("node.commands.parser_profile", "Where a parser's time goes."),
         "test": ("node.commands.parser_test", "What every parser must pass, and its own tests."),
     },

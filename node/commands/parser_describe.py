@@ -28,6 +28,7 @@ def command(parser: str, as_json: bool, schema: bool) -> None:
 def _show(facts: ParserFacts) -> None:
     click.echo(f"{click.style(facts.name, bold=True)}  {facts.description}".rstrip())
     click.echo(f"from {facts.origin} {facts.version}".rstrip())
+    click.echo(f"bounds: {facts.posture}")
     if not facts.rules:
         click.echo("\nno rule keys: a policy can allow it whole, with l7: [{}]")
     else:

@@ -37,6 +37,7 @@ def _show(parser: ParserFacts) -> None:
         click.echo(f"{name}  {click.style('does not load', fg='red')}: {parser.error}")
         return
     click.echo(f"{name}  {parser.description}".rstrip())
-    click.echo(click.style(f"    {parser.origin} {parser.version}".rstrip(), dim=True))
+    told = f"    {parser.origin} {parser.version}".rstrip()
+    click.echo(click.style(f"{told}; {parser.posture}", dim=True))
     for rule in parser.rules:
         click.echo(f"    {rule.key:12} {rule.kind:9} {rule.description}".rstrip())

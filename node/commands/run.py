@@ -31,6 +31,17 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> A
         raise click.BadParameter(str(error)) from error
 
 
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Option callback: KEY=VALUE, several times."""
+    pairs = {}
+    for value in values:
+        key, equals, said = value.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+        pairs[key] = said
+    return pairs
+
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 
@@ -157,6 +168,20 @@ _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
     help="Take up edits of the parser's code while running; connections stay.",
 )
 @click.option(
+    "--debug",
+    is_flag=True,
+    help="Show full tracebacks of the parser, and have its breakpoint() wait for "
+    "'proxylib parser debug' (needs --control).",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_pairs,
+    help="Something to say to the parser (connection.config); may be given several times.",
+)
+@click.option(
     "--control",
     metavar="PATH",
     type=click.Path(path_type=Path),
@@ -180,6 +205,8 @@ def command(
     egress: bool,
     watch: bool,
     reload: bool,
+    debug: bool,
+    settings: dict[str, str],
     control: Path | None,
     isolation: str = "none",
     on_error: str | None = None,
@@ -218,8 +245,13 @@ def command(
             "give --metrics to 'proxylib accesslog'"
         )
 
-    chosen = {"isolation": isolation, "on_error": on_error, "time_budget": time_budget}
-    sandbox = {key: value for key, value in chosen.items() if value not in (None, "none")}
+    chosen = {
+        "isolation": isolation,
+        "on_error": on_error,
+        "time_budget": time_budget,
+        "config": settings,
+    }
+    sandbox = {key: value for key, value in chosen.items() if value not in (None, "none", {})}
 
     def show(event: Event) -> None:
         console.event(event.kind, event.message, event.data, event.role)
@@ -247,6 +279,7 @@ def command(
                 sandbox=sandbox,
                 record=record,
                 reload=reload,
+                debug=debug,
                 control=control,
             )
             with (

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from proxylib.errors import RegistrationError
-from proxylib.parser import ParserFactory
+from proxylib.parser import Parser, ParserFactory
 from proxylib.registry import ENTRY_POINT_GROUP, get_parser_factory
 from proxylib.rules import Exact, Field, Regex
 
@@ -29,6 +29,7 @@ class RuleKey:
 class ParserFacts:
     """One parser. `error`: why it does not load; then there is nothing else to say.
 
+    posture: the bounds that it runs in, unless configured otherwise.
     origin: the distribution that brings it, or the file.  documentation: its class's.
     """
 
@@ -37,6 +38,7 @@ class ParserFacts:
     version: str = ""
     origin: str = ""
     rules: tuple[RuleKey, ...] = ()
+    posture: str = ""
     documentation: str = ""
     error: str | None = None
 
@@ -62,6 +64,7 @@ def parser_facts(name: str) -> ParserFacts:
         version=version,
         origin=origin or _file(factory),
         rules=tuple(_rule_key(field) for field in factory.rule_class.fields.values()),
+        posture=_posture(factory),
         documentation=_documentation(factory),
     )
 
@@ -100,6 +103,13 @@ def _distribution(entry: EntryPoint | None) -> tuple[str, str]:
     if entry is None or entry.dist is None:
         return "", ""
     return entry.dist.version, f"{entry.dist.name} ({entry.value})"
+
+
+def _posture(factory: ParserFactory) -> str:
+    made = getattr(factory, "parser_class", Parser)
+    seconds = getattr(made, "time_budget", Parser.time_budget)
+    held = getattr(made, "memory_budget", Parser.memory_budget)
+    return f"{seconds * 1000:g} ms a call, {held >> 20} MiB a connection"
 
 
 def _file(factory: ParserFactory) -> str:

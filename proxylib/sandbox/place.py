@@ -7,6 +7,7 @@ granted: their text may raise, be no text, or never come.
 from __future__ import annotations
 
 import sysconfig
+import traceback
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +29,15 @@ def describe(error: BaseException) -> str:
     name = type.__dict__["__name__"].__get__(type(error))
     place = _place(error)
     return f"{name}: {text(error)}{f' (at {place})' if place else ''}"
+
+
+def story(error: BaseException) -> str:
+    """The traceback with its source lines, for somebody who is debugging."""
+    try:
+        lines: list[str] = guarded(_TEXT_BUDGET, traceback.format_exception, error)
+        return "".join(lines).rstrip()
+    except BaseException:
+        return describe(error)
 
 
 def text(error: BaseException) -> str:

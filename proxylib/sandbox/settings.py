@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -56,6 +56,10 @@ class Settings:
     this process."""
     isolated: bool = False
     """The parser runs in a process of its own (``isolation: process``)."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """What the operator has to say to the parser: `Connection.config`."""
+    debug: str = ""
+    """A socket's path: log tracebacks in full, and have ``breakpoint()`` wait there."""
 
 
 DEFAULTS = Settings()
@@ -67,6 +71,8 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "breaker_panics": int,
     "breaker_period": (int, float),
     "isolation": str,
+    "config": dict,
+    "debug": str,
 }
 """The keys and their JSON types."""
 
@@ -82,6 +88,10 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
     isolation = values.get("isolation", "none")
     if isolation not in ISOLATIONS:
         raise ConfigError(f"isolation: {isolation!r} is none of {', '.join(ISOLATIONS)}")
+    config = values.get("config", {})
+    for key, value in config.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"config: {key}: {value!r} is not a text")
     for key, (least, most, unit) in _RANGES.items():
         value = values.get(key, least)
         if not least <= value <= most:
@@ -93,4 +103,6 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         values.get("breaker_panics", limits.BREAKER_PANICS),
         values.get("breaker_period", limits.BREAKER_PERIOD),
         isolation == "process",
+        config,
+        values.get("debug", ""),
     )

@@ -132,7 +132,7 @@ def test_ops(data: list[bytes], answers: list[Answer], ops: list[int], seen: lis
     [
         (PASS, 0), (DROP, 0), (MORE, 0), (INJECT, 0), (ERROR, 0),
         (PASS, -1), (MORE, -(1 << 63)), (PASS, limits.MAX_OP_BYTES + 1), (PASS, 1 << 80),
-        (5, 1), (-1, 1), (255, 1), (257, 1),
+        (6, 1), (-1, 1), (255, 1), (257, 1),
     ],
 )  # fmt: skip
 def test_impossible_answer_is_a_parser_error(answer: Answer) -> None:
