@@ -77,6 +77,14 @@ def _ambiguity(fields: Mapping[str, Any]) -> str:
     return f"the header {lookalike.decode()} looks like another" if lookalike else ""
 
 
+def _log_denied(connection: Connection, fields: dict[str, Any], status: int, reason: str) -> None:
+    """Log a request that is answered with `status`. reason: "" if no rule allows it."""
+    fields["status"] = status
+    if reason:
+        fields["reason"] = reason
+    connection.log(EntryType.Denied, fields, "http")
+
+
 _RESPONSE_FIELDS = ("protocol", "method", "scheme", "host", "path")
 
 _PSEUDO = {b":method": "method", b":path": "path", b":authority": "host", b":scheme": "scheme"}
@@ -124,21 +132,18 @@ class HttpFilterConfig:
             return self._judge(connection, fields)
         except BaseException as error:
             status = f"Panic: {describe(error)}"
-            connection.log(EntryType.Denied, {**log_fields(fields), "reason": status}, "http")
+            _log_denied(connection, log_fields(fields), FORBIDDEN, status)
             return None, FORBIDDEN, (), (), DENIED_BODY
 
     def _judge(self, connection: Connection, fields: dict[str, Any]) -> Answer:
         ambiguous = _ambiguity(fields)
         if ambiguous:
-            connection.log(EntryType.Denied, {**log_fields(fields), "reason": ambiguous}, "http")
+            _log_denied(connection, log_fields(fields), BAD_REQUEST, ambiguous)
             return None, BAD_REQUEST, (), (), BAD_REQUEST_BODY
         verdict: object = guarded(connection.budget, connection.matcher, fields)
         logged = log_fields(fields, verdict)
         if not verdict:
-            reason = connection.decision.reason
-            if reason:
-                logged["reason"] = reason
-            connection.log(EntryType.Denied, logged, "http")
+            _log_denied(connection, logged, FORBIDDEN, connection.decision.reason)
             return None, FORBIDDEN, (), (), DENIED_BODY
         connection.log(EntryType.Request, logged, "http")
         exchange = Exchange(connection, fields, time.monotonic_ns())

@@ -147,14 +147,19 @@ def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
             kept = b", ".join(option for option in connection if option not in _HOP)
             sent = edit(sent, _HOP | {b"connection"}, [(b"connection", kept)] if kept else [])
     headers = cast("Sequence[bytes]", Headers(fields))
-    line: dict[str, Value] = {"method": method, "host": host, "scheme": b"http"}
+    line: dict[str, Value] = {
+        "protocol": version,
+        "method": method,
+        "host": host,
+        "scheme": b"http",
+    }
     shown = redact(fields)
     asked = Asked(line, method == b"HEAD", tunnel, 512 + len(host))
     return Section(
         raw,
         method + b" ",
         b" " + version,
-        {**line, "protocol": version, "headers": headers},
+        {**line, "headers": headers},
         None if shown == fields else shown,
         host,
         length,

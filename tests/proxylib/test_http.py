@@ -77,6 +77,26 @@ def test_several_headers_of_a_name_are_one() -> None:
     assert not allowed([{"headers": "a: 1"}], request("GET", "/", ("a", "1"), ("a", "2")))
 
 
+def test_an_imitated_header_matches_no_rule_that_names_it() -> None:
+    """CGI and WSGI servers make one variable of both."""
+    token = {"headers": "X-My-Token: [0-9]+"}
+    right = ("x-my-token", "1")
+    for imitation in ("x_my_token", "x-my_token", "x_my-token"):
+        asked = request("GET", "/", right, (imitation, "2"))
+        assert not allowed([token], asked)
+        assert not allowed([{"headers": "X-My-Token"}], request("GET", "/", (imitation, "2")))
+        assert allowed([token, {"path": "/"}], asked), "another rule does not look at it"
+        assert allowed([{"headers": "X-My: 1"}], request("GET", "/", ("x-my", "1"), right)), "none"
+        for mismatch in ("LOG", "ADD", "DELETE", "REPLACE"):
+            rule = {
+                "headerMatches": f'{{"name": "X-My-Token", "value": "1", "mismatch": "{mismatch}"}}'
+            }
+            assert allowed([rule], request("GET", "/", ("x-my-token", "2")))
+            assert not allowed([rule], asked)
+        assert allowed([{"headers": "X-My-Token: 3", "path": "/"}], asked, deny=True)
+    assert not allowed([token], request(), deny=True)
+
+
 def test_host() -> None:
     assert allowed([{"host": r".*\.example\.com"}], request(host="a.example.com"))
     assert not allowed([{"host": r".*\.example\.com"}], request(host="example.com.evil"))

@@ -83,6 +83,7 @@ def test_denied() -> None:
     assert world.ask("GET", "/x") == (None, 403, (), (), b"Access denied\r\n")
     ((kind, fields, _, _),) = world.log.entries
     assert kind == EntryType.Denied
+    assert fields["status"] == 403
     assert "reason" not in fields
 
 
@@ -90,7 +91,8 @@ def test_denied() -> None:
 def test_a_path_that_is_not_normal_is_refused_whatever_the_rules(path: str) -> None:
     world = World({})
     assert world.ask("GET", path)[1] == 400
-    assert world.log.entries[0][1]["reason"] == "the path is not in its normal form"
+    fields = world.log.entries[0][1]
+    assert (fields["status"], fields["reason"]) == (400, "the path is not in its normal form")
 
 
 @pytest.mark.parametrize("host", [b"h,j", b"h j", b"h/x", b"h:x", b"[::1", b"a@b"])

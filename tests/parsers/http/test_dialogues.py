@@ -51,6 +51,13 @@ def test_the_log() -> None:
     ]
 
 
+def test_all_entries_of_a_request_have_its_protocol() -> None:
+    old = b"GET /public HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    log = talk(("client", GET), ("server", OK), ("client", old), ("server", OK)).log
+    protocols = [record.fields["protocol"] for record in log]
+    assert protocols == [b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/1.0"]
+
+
 def test_denials_stand_in_the_order_of_replies() -> None:
     outcome = talk(
         ("client", PRIVATE + GET + PRIVATE + PRIVATE + GET + PRIVATE),
