@@ -190,8 +190,9 @@ def health(node: Node) -> models.Health:
 
 def _components(node: Node) -> Iterator[models.Component]:
     state = node.repository.state
-    # No store is shared with other nodes: Cilium's own words for that.
-    yield models.Component(name="KVStore", state="Ok", message="Disabled")
+    # Cilium's own word for a node that shares its identities with nobody.
+    shared = f"etcd: {node.config.etcd}" if node.config.etcd else "Disabled"
+    yield models.Component(name="KVStore", state="Ok", message=shared)
     yield models.Component(
         name="Proxylib",
         state="Ok",

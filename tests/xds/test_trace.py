@@ -201,7 +201,11 @@ spec:
   - fromEndpoints: [{}]
     toPorts:
     - ports: [{port: "80", protocol: TCP}]
-      rules: {l7proto: http, l7: [{method: GET, path: "/public/.*"}, {host: "admin[.]local"}]}
+      rules:
+        http:
+        - {method: GET, path: "/public/.*"}
+        - {host: "admin[.]local"}
+        - {method: PUT, headers: ["X-Droid: r2d2", "X-Any"]}
 """
 
 
@@ -213,6 +217,8 @@ spec:
         ("POST /public/x", (), "denied"),
         ("POST http://admin.local/x", (), "allowed"),
         ("POST /x", ("Host: admin.local",), "allowed"),
+        ("PUT /x", ("X-Droid: r2d2", "x-any: 1"), "allowed"),
+        ("PUT /x", ("X-Droid: c3po", "x-any: 1"), "denied"),
     ],
 )
 def test_http(text: str, headers: tuple[str, ...], verdict: str) -> None:
