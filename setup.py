@@ -33,7 +33,7 @@ setup(
     packages=find_packages(include=["proxylib*", "parsers*", "xds*", "node*"]),
     package_data={
         "node": ["kit/templates/**/*.in", "kit/templates/**/.github/**/*.in"],
-        "parsers": ["kafka/*.txt"],
+        "parsers": ["kafka/*.txt", "redis/*.txt"],
         "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"],
     },
     install_requires=[
@@ -77,6 +77,7 @@ setup(
             "pytest>=8.2",
             "pytest-timeout>=2.3",
             "python-snappy>=0.7",
+            "redis>=5.0",
             "ruff>=0.6",
             "schemathesis>=4.0",
             "setuptools>=77",
@@ -98,6 +99,7 @@ setup(
             "kafka = parsers.kafka",
             "memcache = parsers.memcache",
             "r2d2 = parsers.r2d2",
+            "redis = parsers.redis",
             "test.blockparser = parsers.testparsers",
             "test.headerparser = parsers.testparsers",
             "test.lineparser = parsers.testparsers",

@@ -74,6 +74,7 @@ missing_server_packages() {
 missing_test_packages() {
     command -v memccapable >/dev/null 2>&1 || echo libmemcached-tools
     command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || echo nginx-light
+    command -v redis-server >/dev/null 2>&1 || echo redis-server
     command -v curl >/dev/null 2>&1 || echo curl
     command -v etcd >/dev/null 2>&1 || echo etcd-server
     missing_server_packages

@@ -45,6 +45,7 @@ GROUPS = {
     "parsers/http": ("tests/parsers/http", "tested by its dialogues, not by file"),
     "parsers/kafka": ("tests/parsers/kafka", "tested by its dialogues, not by file"),
     "parsers/memcache": ("tests/parsers/memcache", "tested by its dialogues, not by file"),
+    "parsers/redis": ("tests/parsers/redis", "tested by its dialogues, not by file"),
     "xds": ("tests/xds", "small files that are tested by what they do together"),
 }
 
@@ -61,6 +62,7 @@ NO_SOURCE = {
     "tests/parsers/http": "parsers/http, by its dialogues",
     "tests/parsers/kafka": "parsers/kafka, by its dialogues",
     "tests/parsers/memcache": "parsers/memcache, by its dialogues",
+    "tests/parsers/redis": "parsers/redis, by its dialogues",
     "tests/xds": "xds/, by what its files do together",
     "tests/node/agent": "node/agent/, by what its files do together",
     "tests/node/api": "node/api/, by requests",

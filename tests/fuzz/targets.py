@@ -157,6 +157,40 @@ def http(data: bytes) -> None:
         assert b"/../" not in path.partition(b"?")[0], target
 
 
+def redis(data: bytes) -> None:
+    """GET of keys that begin with "ok"; what is sent is read as the server would."""
+    outcome = _play("redis", data, [{"command": "GET", "keyPrefix": "ok"}, {"command": "MULTI"}])
+    sent = outcome.to_server
+    while sent:
+        if sent[:1] == b"*":
+            args, sent = _redis_array(sent)
+        else:
+            line, _, sent = sent.partition(b"\n")
+            args = [word.strip(b"'\"") for word in line.split(None, 1)]
+        if not args or args[0].upper() == b"MULTI":
+            continue
+        if args == [b"GET"]:
+            # Stands for a denied request; without a key the server refuses it.
+            assert any(record.entry_type.name == "Denied" for record in outcome.log)
+            continue
+        assert args[0].strip(b"'\"").upper() == b"GET" or b"\\" in args[0], args
+        if len(args) > 1 and b"\\" not in args[1]:
+            assert args[1].startswith(b"ok"), args
+
+
+def _redis_array(sent: bytes) -> tuple[list[bytes], bytes]:
+    """The arguments of the request that `sent` begins with, and what follows it."""
+    count, _, sent = sent[1:].partition(b"\r\n")
+    args = []
+    for _ in range(int(count)):
+        length, _, sent = sent[1:].partition(b"\r\n")
+        if not length:
+            return args, b""  # the rest is still to come
+        args.append(sent[: int(length)])
+        sent = sent[int(length) + 2 :]
+    return args, sent
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "cassandra": cassandra,
     "http": http,
@@ -164,4 +198,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "memcache": memcache,
     "policy": policy,
     "r2d2": r2d2,
+    "redis": redis,
 }
