@@ -1,4 +1,4 @@
-"""One proxied connection: the OnData loop, inject buffers, policy and log.
+"""One proxied connection: its parser, inject buffers, policy and log.
 
 Created by the engine for each connection, whatever the host (Envoy, a C host, a
 test); closed by it.  Parsers see `matches`, `log`, `inject` and the facts about
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from proxylib import limits
 from proxylib.asking import Answer, ask
 from proxylib.errors import ParserError
+from proxylib.logstream import LogStream, audited, no_log
 from proxylib.message import Properties
-from proxylib.ops import DROP, ERROR, INJECT, MORE, NOP, PASS, WAIT, EntryType, FilterResult
+from proxylib.ops import EntryType, FilterResult
 from proxylib.parser import BatchParser, Parser, ParserFactory
 from proxylib.policy import Decision, PolicyMap
+from proxylib.rawloop import run_raw
 from proxylib.registry import get_parser_factory, overdue
 from proxylib.sandbox import DEFAULTS, OnError, Settings, breaker_of, describe, guarded
 from proxylib.sandbox.place import story, text
@@ -27,26 +29,6 @@ if TYPE_CHECKING:
     from proxylib.rules import Matcher
 
 logger = logging.getLogger(__name__)
-
-MAX_OPS = 16
-"""Capacity of a host's op list in the proxylib C ABI."""
-
-
-class LogStream(Protocol):
-    """The access log of one connection.
-
-    proto: the protocol's name in the entry; empty for the parser's own. Given as "http" or
-    "kafka" it makes an HttpLogEntry or KafkaLogEntry of the fields that these have
-    (docs/http.md). latency: of a response, nanoseconds since its request; 0 if unknown.
-    """
-
-    def __call__(
-        self, entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /
-    ) -> None: ...
-
-
-def no_log(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
-    """The log of an instance without an access-log path."""
 
 
 class ConnectionInstance(Protocol):
@@ -343,46 +325,7 @@ class Connection:
         Raises what the parser raises, and ParserError for an impossible answer.
         """
         if self.parser is not None:
-            self._loop(self.parser, reply, end_stream, data, ops)
-
-    def _loop(
-        self, parser: Parser, reply: bool, end_stream: bool, data: list[bytes], ops: list[int]
-    ) -> None:
-        left = len(data[0]) if len(data) == 1 else sum(map(len, data))
-        buffer = self.injected[reply]
-        placed = 0
-        for _ in range(MAX_OPS):
-            answer = parser.on_data(reply, end_stream, data)
-            try:
-                op, n = answer
-                valid = 0 < n <= limits.MAX_OP_BYTES or op == NOP
-            except (TypeError, ValueError):
-                raise ParserError(
-                    f"{type(parser).__name__}.on_data returned {answer!r:.100}, not (op, n)"
-                ) from None
-            if op == NOP:
-                return
-            if not valid:
-                raise ParserError(f"op {op!r} with length {n!r}")
-            if op == PASS or op == DROP:
-                ops += (op, n)
-                if n >= left:
-                    if n > left:
-                        return
-                    data = []
-                else:
-                    data = advance(data, n)
-                left -= n
-            elif op == INJECT:
-                placed += n
-                if placed > len(buffer):
-                    raise ParserError(f"INJECT of {placed} bytes, {len(buffer)} are there")
-                ops += (op, n)
-            elif op == MORE or op == ERROR or op == WAIT:
-                ops += (op, n)
-                return
-            else:
-                raise ParserError(f"unknown op {op!r}")
+            run_raw(self.parser, self.injected[reply], reply, end_stream, data, ops)
 
     def panic(self, error: BaseException) -> FilterResult:
         """Log what a parser raised; returns PARSER_ERROR, which closes the connection."""
@@ -464,40 +407,8 @@ class Connection:
         return f"<Connection {self.parser_name} {arrow} {self.src_addr} -> {self.dst_addr}>"
 
 
-def audited(
-    matcher: Matcher, would: Matcher, log: LogStream, audit_log: LogStream
-) -> tuple[Matcher, LogStream]:
-    """A matcher and a log of audit mode: both do what `matcher` and `log` do, but the
-    entry of a request that `would` denies goes to `audit_log`."""
-    marked = False
-
-    def judge(message: Properties) -> bool:
-        nonlocal marked
-        verdict = matcher(message)
-        if verdict and not would(message):
-            marked = True
-        return verdict
-
-    def write(entry_type: int, fields: Properties, proto: str = "", latency: int = 0, /) -> None:
-        nonlocal marked
-        chosen = audit_log if marked and entry_type == EntryType.Request else log
-        marked = False
-        chosen(entry_type, fields, proto, latency)
-
-    return judge, write
-
-
 def nothing() -> None:
     """The `wake` of a host that has nobody to wake."""
-
-
-def advance(data: list[bytes], n: int) -> list[bytes]:
-    """`data` without its first `n` bytes (fewer if it ends before)."""
-    for index, chunk in enumerate(data):
-        if n < len(chunk):
-            return [chunk[n:] if n else chunk, *data[index + 1 :]]
-        n -= len(chunk)
-    return []
 
 
 def _nanoseconds(seconds: float) -> int:

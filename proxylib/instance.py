@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from proxylib import npds
-from proxylib.connection import Connection, LogStream, no_log
+from proxylib.connection import Connection
 from proxylib.errors import ConfigError, PolicyError, RegistrationError, RuleError
 from proxylib.hosts import HostMap, compile_hosts
 from proxylib.http_secrets import Secrets
+from proxylib.logstream import LogStream, no_log
 from proxylib.ops import FilterResult
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxylib.connection import Connection, LogStream
+from proxylib.connection import Connection
 from proxylib.errors import ConfigError
+from proxylib.logstream import LogStream
 from proxylib.message import Properties
 from proxylib.ops import DROP, NOP, PASS, EntryType, Op
 from proxylib.parser import BatchParser, Parser

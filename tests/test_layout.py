@@ -20,6 +20,8 @@ ELSEWHERE = {
     "proxylib/native/build.py": ("tests/native/test_cabi.py", "its product is what is tested"),
     "proxylib/errors.py": ("tests/proxylib/test_rules.py", "types without behaviour"),
     "proxylib/limits.py": ("tests/proxylib/test_connection.py", "numbers"),
+    "proxylib/logstream.py": ("tests/proxylib/test_connection.py", "what a connection writes to"),
+    "proxylib/rawloop.py": ("tests/proxylib/test_connection.py", "how a connection calls"),
     "proxylib/message.py": ("tests/proxylib/test_rules.py", "a dict"),
     "proxylib/ops.py": ("tests/proxylib/test_connection.py", "numbers"),
     "proxylib/parser.py": ("tests/proxylib/test_connection.py", "abstract bases"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxylib import limits
-from proxylib.connection import MAX_OPS, Connection
+from proxylib.connection import Connection
 from proxylib.errors import ParserError
 from proxylib.instance import destination_port
 from proxylib.message import Properties, check_value
@@ -29,6 +29,7 @@ from proxylib.ops import (
 from proxylib.parser import ParserFactory
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.proto import npds_pb2 as npds
+from proxylib.rawloop import MAX_OPS
 from proxylib.recording import Facts
 from proxylib.registry import get_parser_factory
 from proxylib.sandbox import OnError, Settings

@@ -27,9 +27,9 @@ from proxylib import (
     ParserError,
     limits,
 )
-from proxylib.connection import MAX_OPS, advance
 from proxylib.parser import ClassFactory
 from proxylib.policy import PolicyMap
+from proxylib.rawloop import MAX_OPS, advance
 from proxylib.testing import policy_map
 
 Answer = tuple[int, int]

@@ -19,8 +19,9 @@ import parsers.http
 import parsers.kafka
 import parsers.memcache
 import parsers.r2d2  # noqa: F401 - all register their parsers
-from proxylib.connection import Connection, no_log
+from proxylib.connection import Connection
 from proxylib.hosts import compile_hosts
+from proxylib.logstream import no_log
 from proxylib.ops import PASS
 from proxylib.policy import PolicyMap, compile_policies
 from proxylib.registry import get_parser_factory

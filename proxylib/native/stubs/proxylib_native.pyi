@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from proxylib.connection import Connection, LogStream
+from proxylib.connection import Connection
+from proxylib.logstream import LogStream
 
 class AccessLog:
     """A client of the access-log socket at a path."""

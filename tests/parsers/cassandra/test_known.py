@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parsers.cassandra import Cassandra
 from parsers.cassandra.known import MAX_HEADS, KnownReplies, KnownRequests
-from proxylib.connection import no_log
+from proxylib.logstream import no_log
 from proxylib.ops import EntryType
 from proxylib.testing import Host
 from proxylib.testing.host import ENDPOINT, policy_map
