@@ -35,6 +35,7 @@ setup(
         "node": ["kit/templates/**/*.in", "kit/templates/**/.github/**/*.in"],
         "parsers": ["kafka/*.txt", "redis/*.txt"],
         "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"],
+        "xds": ["proto/*.proto", "proto/*.pyi"],
     },
     install_requires=[
         "cffi>=1.16",
@@ -60,6 +61,7 @@ setup(
             "atheris>=2.3",
             "cassandra-driver>=3.29",
             "confluent-kafka>=2.14",
+            "griffelib>=2.0",
             "grpc-stubs",
             "grpcio-tools>=1.62",
             "h11>=0.14",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import click
+import yaml
 
 from node.address import Address
 from node.errors import UsageError
@@ -31,6 +31,17 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> Address:
         raise click.BadParameter(str(error)) from error
 
 
+class _Readable(yaml.SafeDumper):
+    """Writes what has several lines as such."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else "")
+
+
+_Readable.add_representer(str, _text)
+
+
 @click.command("gen-config")
 @click.argument("parser")
 @click.option("--listen", default="127.0.0.1:4000", show_default=True, callback=_address)
@@ -46,8 +57,6 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> Address:
 def command(parser: str, listen: Address, upstream: Address, folder: Path, egress: bool) -> None:
     """Print a complete Envoy configuration for PARSER, to read and to run by hand."""
     from betterproto2 import Casing
-    from ruamel.yaml import YAML
-    from ruamel.yaml.scalarstring import walk_tree
 
     from node import bootstrap
 
@@ -68,10 +77,5 @@ def command(parser: str, listen: Address, upstream: Address, folder: Path, egres
             admin=folder / "admin.sock",
         )
     ).to_dict(casing=Casing.SNAKE)
-    # What has several lines is written as such.
-    walk_tree(document)
-    text = io.StringIO()
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.dump(document, text)
-    click.echo(HEADER.format(parser=choice.name, folder=folder) + "\n" + text.getvalue(), nl=False)
+    text = yaml.dump(document, Dumper=_Readable, sort_keys=False, width=4096)
+    click.echo(HEADER.format(parser=choice.name, folder=folder) + "\n" + text, nl=False)
