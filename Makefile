@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 FUZZ_SECONDS ?= 60
 BENCH ?= all
 
-.PHONY: help setup demo demo-cassandra demo-kafka test lint proto lock fuzz soak bench clean
+.PHONY: help setup demo demo-cassandra demo-kafka test lint proto api lock fuzz soak bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1	\2/p' Makefile | expand -t 22
@@ -34,9 +34,13 @@ lint: setup  ## style, types, import rules, generated code
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	sh scripts/proto.sh --check
+	$(PYTHON) scripts/api.py --check
 
 proto: setup  ## regenerate proxylib/proto/*_pb2.py and .pyi
 	sh scripts/proto.sh
+
+api: setup  ## regenerate docs/api.md from the docstrings
+	$(PYTHON) scripts/api.py
 
 lock: setup  ## pin the newest dependencies in requirements.lock
 	.venv/bin/pip-compile -q --upgrade --extra dev --allow-unsafe --strip-extras --no-header \

@@ -92,19 +92,22 @@ class Connection:
     ) -> None:
         self.instance = instance
         self.parser_name = parser_name
+        """The name that the parser is registered under, the policy's ``l7proto``."""
         self.ingress = ingress
         """True if the policy is the destination's (a server's ingress)."""
         self.sends_both_ways = True
         """False under the C ABI: what is injected towards the server while a reply is
         judged goes out with the next request."""
         self.src_id = src_id
-        """Numeric security identity of the client."""
+        """Numeric security identity of the client; 0 if unknown."""
         self.dst_id = dst_id
+        """Numeric security identity of the server; 0 if unknown."""
         self.src_addr = src_addr
         """``ip:port`` or ``[ip6]:port`` of the client."""
         self.dst_addr = dst_addr
+        """The same of the original destination."""
         self.port = port
-        """Original destination port."""
+        """Original destination port, 0 to 65535."""
         self.policy_name = policy_name
         """Address of the endpoint whose policy applies."""
         self.injected = (bytearray(), bytearray())
@@ -115,10 +118,14 @@ class Connection:
         """Who made the parser, and what was made."""
         self.batch = False
         self.log = log
-        """``log(entry_type, fields, proto="", latency=0)`` writes an access-log entry with
-        the properties of a message. An attribute, not a method: natively it is C."""
+        """``log(entry_type, fields, proto="", latency=0)`` writes an access-log entry: an
+        `EntryType`, the properties of a message, and of a response the nanoseconds since its
+        request. Values longer than limits.MAX_LOG_VALUE are cut, an entry has
+        limits.MAX_LOG_ENTRY bytes at most; who reads too slowly loses entries and is told how
+        many. Raises TypeError for a value that is none of `Value`. An attribute, not a
+        method: natively it is C."""
         self.monotonic_ns = time.monotonic_ns
-        """The clock for latencies, nanoseconds."""
+        """``monotonic_ns()``: the clock for latencies, nanoseconds. The only one of a parser's."""
         self.open_audit_log: Callable[[], LogStream] | None = None
         """Opens the log of what would be denied without audit mode; None: `log` is it."""
         self.settings = settings
@@ -213,7 +220,10 @@ class Connection:
         return self.settings.config
 
     def matches(self, message: Properties) -> bool:
-        """Whether the policy in force now allows `message` on this connection."""
+        """Whether the policy in force now allows `message` on this connection.
+
+        Raises KeyError if a rule tests a property that `message` does not have.
+        """
         if self._policy is not self.instance.policy:
             self._resolve()
         return self._matcher(message)

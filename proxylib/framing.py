@@ -19,18 +19,26 @@ are missing to go on (at least 1). Raises ParserError for a frame past its limit
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How frames are delimited. `strip`: bytes of delimiter not shown to the parser."""
+    """How frames are delimited: by `lines`, `length_prefix`, or a function of yours."""
 
     end: FrameEnd
+    """``end(data, start)``: the index behind the frame that begins at `start`, or minus the
+    number of bytes that are missing to know it (at least 1). Raises ParserError for a frame
+    past its limit: without a limit of its own, limits.MAX_HELD ends the connection."""
     strip: int = 0
+    """Bytes at a frame's end that are not shown to the parser: a delimiter's."""
 
 
 def lines(delimiter: bytes = b"\r\n", *, limit: int = limits.MAX_LINE) -> Framing:
     """Frames that end in `delimiter`, at most `limit` bytes long with it.
 
-    The parser sees them without the delimiter.
+    The parser sees them without the delimiter. A longer one is a ParserError, which
+    closes the connection.  Raises ValueError for an empty delimiter, or a limit that
+    is shorter than it.
     """
     width = len(delimiter)
+    if not 0 < width <= limit:
+        raise ValueError(f"a delimiter of {width} bytes, with a limit of {limit}")
 
     def end(data: bytes, start: int) -> int:
         found = data.find(delimiter, start)
@@ -56,10 +64,15 @@ def length_prefix(
     """Frames with an unsigned length field of `size` bytes, `offset` bytes into the header.
 
     The field counts the bytes behind itself, plus `adjust` (negative if it counts
-    itself or the header too).  A frame, header included, is at most `limit` bytes.
-    The parser sees it with its header.
+    itself or the header too).  A frame, header included, is at most `limit` bytes;
+    a longer one, or one shorter than its header, is a ParserError as soon as its length
+    is known.  The parser sees it with its header.
+    Raises ValueError for a size that is not 1 to 8, a negative offset, or a limit that
+    is shorter than the header.
     """
     header = offset + size
+    if not 1 <= size <= 8 or offset < 0 or limit < header:
+        raise ValueError(f"a length of {size} bytes at {offset}, with a limit of {limit}")
     order: str = "little" if little_endian else "big"
 
     def end(data: bytes, start: int) -> int:

@@ -13,6 +13,7 @@ Value = str | bytes | int | Sequence[bytes]
 The log of HTTP also has pairs of byte strings (headers)."""
 
 Properties = Mapping[str, Value]
+"""What rules match and the log shows: a `Message`, or any mapping of names to values."""
 
 
 class Message(dict[str, Value]):

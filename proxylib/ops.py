@@ -35,8 +35,11 @@ class ErrorCode(IntEnum):
     """Why a parser gave up; the n of an ERROR op."""
 
     INVALID_OP_LENGTH = 1
+    """An op with a length that it cannot have; Cilium's hosts know it."""
     INVALID_FRAME_TYPE = 2
+    """A frame of no known type."""
     INVALID_FRAME_LENGTH = 3
+    """A frame of a length that it cannot have."""
     CLOSE = 100
     """Ours: close once the ops before are carried out. The parser has logged why."""
 
@@ -46,20 +49,30 @@ class FilterResult(IntEnum):
 
     OK = 0
     POLICY_DROP = 1
+    """The policy, or the factory, refuses the connection."""
     PARSER_ERROR = 2
+    """The parser has failed; the log says how."""
     UNKNOWN_PARSER = 3
+    """Nobody registered a parser of that name."""
     UNKNOWN_CONNECTION = 4
+    """There is no connection of that number, or it is closed."""
     INVALID_ADDRESS = 5
+    """An address that is not ``ip:port``."""
     INVALID_INSTANCE = 6
+    """No module instance of that number is open."""
     UNKNOWN_ERROR = 7
+    """Anything else; the process's log has it."""
 
 
 class EntryType(IntEnum):
     """The kind of an access-log entry (cilium.EntryType)."""
 
     Request = 0
+    """A request that was allowed."""
     Response = 1
+    """A reply, with its status."""
     Denied = 2
+    """A request that was denied, or (field ``status``) what ended the connection."""
 
 
 # Module constants, so that a parser's hot path loads a global and not an attribute

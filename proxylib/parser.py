@@ -26,8 +26,8 @@ class Parser(ABC):
     """The rule class of this protocol; the base class accepts only empty rules."""
 
     time_budget: ClassVar[float] = limits.TIME_BUDGET
-    """Seconds that one call may take; it is interrupted then, which is a panic. A
-    redirect's configuration may say otherwise."""
+    """Seconds that one call may take, 0.001 to 60; it is interrupted then, which is a panic.
+    A redirect's configuration may say otherwise."""
 
     memory_budget: ClassVar[int] = limits.MEMORY_BUDGET
     """Bytes that a connection's parser may hold; one that holds more is taken from its
@@ -75,7 +75,9 @@ class Parser(ABC):
             empty at the end of the input.
 
         Called again on what remains after each PASS, DROP or INJECT, until it
-        answers MORE, NOP or ERROR.  PASS and DROP may exceed the data.
+        answers MORE, NOP or ERROR.  PASS and DROP may exceed the data. A length is 1 to
+        limits.MAX_OP_BYTES; MORE may not ask for more than limits.MAX_HELD in all.
+        Raises ParserError for bytes that are not of the protocol.
         """
 
     def unparsable(self) -> bytes:
@@ -100,6 +102,11 @@ class BatchParser(Parser):
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Append flat ops (``ops += PASS, 24``) for all complete messages of `data`.
 
+        reply: True for bytes from the server to the client.
+        end_stream: no more bytes will come in this direction.
+        data: all input not yet passed or dropped; empty at the end of the input.
+
+        Raises ParserError for bytes that are not of the protocol; the ops before it count.
         An op must not follow MORE, ERROR, or a PASS or DROP that exceeds what is
         left of `data`.
         """
@@ -125,7 +132,10 @@ class ParserFactory:
     """How many run on this generation's code now."""
 
     def create(self, connection: Connection) -> Parser | None:
-        """Called once per new connection; None refuses it (POLICY_DROP)."""
+        """The parser of a new connection; called once for each, None refuses it (POLICY_DROP).
+
+        What it raises is a panic, and closes the connection.
+        """
         raise NotImplementedError
 
 

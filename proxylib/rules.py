@@ -30,10 +30,12 @@ Test = Callable[[bytes], bool]
 class Field:
     """One key of a rule class, and the message property that it tests.
 
-    of: the property, if its name is not the key's.
+    of: the property, if its name is not the key's.  doc: what it means, in a few words, for
+    ``proxylib parser describe``.
     """
 
     kind: ClassVar[str]
+    """How it compares, in a word: exact, prefix, ..."""
 
     def __init__(self, *, of: str = "", doc: str = "") -> None:
         self.of = of
@@ -110,7 +112,7 @@ class Regex(Field):
 
 
 def affix_test(affixes: Iterable[bytes], *, suffix: bool) -> Test:
-    """True for text that starts (or ends) with any of `affixes`.
+    """A test that is true for text that starts (or ends) with any of `affixes`.
 
     One set look-up per distinct length, so that the cost does not grow with
     their number.
@@ -130,9 +132,14 @@ def affix_test(affixes: Iterable[bytes], *, suffix: bool) -> Test:
 
 
 class L7Rule:
-    """One L7 rule of a policy. Subclass it in a parser as ``Rule``."""
+    """One L7 rule of a policy. Subclass it in a parser as ``Rule``, with a `Field` per key.
+
+    All keys that a rule gives must match; a request is allowed if any rule matches; a rule
+    without keys matches everything; an empty value counts as not given.
+    """
 
     fields: ClassVar[Mapping[str, Field]] = {}
+    """The keys that it knows, those of its base classes included."""
     __slots__ = ("pairs",)
 
     def __init_subclass__(cls) -> None:
@@ -159,7 +166,7 @@ class L7Rule:
         self.check()
 
     def check(self) -> None:
-        """Hook: raise RuleError for keys that do not go together."""
+        """Hook: raise RuleError for keys that do not go together; they are in `self.pairs`."""
 
     def __repr__(self) -> str:
         return f"{type(self).__qualname__}({self.pairs!r})"

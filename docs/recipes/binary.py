@@ -2,7 +2,16 @@
 
 import struct
 
-from proxylib import Exact, FramedParser, L7Rule, Message, ParserError, Prefix, length_prefix, parser
+from proxylib import (
+    Exact,
+    FramedParser,
+    L7Rule,
+    Message,
+    ParserError,
+    Prefix,
+    length_prefix,
+    parser,
+)
 
 HEADER = struct.Struct(">BBHB")  # magic, opcode, length of the whole frame, length of the key
 MAGIC = 0xD2

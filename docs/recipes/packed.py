@@ -1,4 +1,4 @@
-"""Compression: what is packed is unpacked to be judged, as far as a limit, and passes as it came."""
+"""Compression: unpacked to be judged, as far as a limit; what passes is as it came."""
 
 import zlib
 

@@ -27,11 +27,15 @@ class Outcome:
     """What came of a dialogue."""
 
     to_server: bytes
+    """All that reached the server."""
     to_client: bytes
+    """All that reached the client, errors of the parser's included."""
     verdicts: tuple[tuple[bool, str, int], ...]
     """(reply, op, bytes) in order, neighbours of one kind added up, MORE left out."""
     log: tuple[LogRecord, ...]
+    """The access log, in order."""
     closed: bool
+    """Whether the engine closed the connection."""
 
 
 def whole(data: bytes) -> list[bytes]:
@@ -54,7 +58,9 @@ def play(
 ) -> Outcome:
     """Run `dialogue` under `parser`, each burst cut by `cut`.
 
-    Ends early if the connection is closed. rules, deny: as in `Host`.
+    Ends early if the connection is closed.
+
+    rules, deny: as in `Host`.
     """
     host = Host(parser, rules, deny=deny)
     out = {False: b"", True: b""}
@@ -93,6 +99,7 @@ def check_chunking(
 
     also: ways to cut it, besides whole and byte by byte; draw them with
     `proxylib.testing.strategies`.
+    Raises AssertionError with both outcomes.
     """
     expected = play(parser, dialogue, rules, deny=deny)
     for cut in (byte_by_byte, *also):

@@ -54,8 +54,11 @@ class LogRecord:
     """One access-log entry, as the parser gave it."""
 
     entry_type: EntryType
+    """Request, Response or Denied."""
     proto: str
+    """The protocol's name, the parser's if it gave none."""
     fields: dict[str, object]
+    """The properties, as the parser gave them: not cut, not escaped."""
     latency: int = field(default=0, compare=False)
     """Nanoseconds between a request and this response of it."""
 
@@ -124,9 +127,11 @@ class Host:
         settings: Settings = PATIENT,
     ) -> None:
         self.log: list[LogRecord] = []
+        """Every entry so far, in order."""
         self.ops: list[tuple[int, int]] = []
         """Every op so far, in order."""
         self.closed = False
+        """Whether the engine has closed the connection."""
         self._directions = (_Direction(), _Direction())
         self._settled: tuple[Op, Op] | None = None
         found = factory or get_parser_factory(parser)
@@ -159,15 +164,22 @@ class Host:
         self.instance.policy = policy_map(parser, rules)
 
     def client(self, *chunks: bytes, end: bool = False) -> bytes:
-        """Feed request bytes; returns what reached the server because of them."""
+        """Feed request bytes, in these chunks; returns what reached the server because of them.
+
+        end: the client's stream ends behind them.
+        Raises HostClosed if the connection is closed before they are.
+        """
         return self._feed(False, chunks, end)
 
     def server(self, *chunks: bytes, end: bool = False) -> bytes:
-        """Feed reply bytes; returns what reached the client because of them."""
+        """Feed reply bytes; returns what reached the client because of them. As `client`."""
         return self._feed(True, chunks, end)
 
     def take(self, reply: bool) -> bytes:
-        """What has gone out in a direction since it was last read."""
+        """What has gone out in a direction since it was last read.
+
+        reply: True for what the client got: error replies to what `client` fed.
+        """
         out = self._directions[reply].out
         taken = bytes(out)
         out.clear()

@@ -114,9 +114,8 @@ class Reader:
         deadline = time.monotonic() + PATIENCE
         lines = "...".join(code.splitlines())
         while not _matches(f"...{lines}...", output.read_text()):
-            ended = process.poll()
-            late = time.monotonic() > deadline
-            assert not late and ended is None, f"expected:\n{code}\nprinted:\n{output.read_text()}"
+            patient = process.poll() is None and time.monotonic() < deadline
+            assert patient, f"expected:\n{code}\nprinted:\n{output.read_text()}"
             time.sleep(0.05)
 
 

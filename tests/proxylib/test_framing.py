@@ -107,3 +107,12 @@ def test_frames_do_not_depend_on_chunks(bodies: list[bytes], sizes: list[int]) -
             at += size
         assert split(framing, chunks) == frames
         assert split(framing, [stream]) == frames
+
+
+def test_what_could_never_frame_anything() -> None:
+    for size, offset, limit in ((0, 0, 10), (9, 0, 10), (1, -1, 10), (4, 4, 7)):
+        with pytest.raises(ValueError, match="a length of"):
+            length_prefix(size, offset=offset, limit=limit)
+    for delimiter, limit in ((b"", 10), (b"\r\n", 1)):
+        with pytest.raises(ValueError, match="a delimiter of"):
+            lines(delimiter, limit=limit)
