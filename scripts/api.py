@@ -41,7 +41,7 @@ SECTIONS = {
     "Verdicts": (
         "proxylib",
         "What `Parser.on_data` answers, and a batch parser appends.",
-        "Op MORE,PASS,DROP,INJECT,ERROR,NOP ErrorCode FilterResult OnError",
+        "Op MORE,PASS,DROP,INJECT,ERROR,NOP,WAIT ErrorCode FilterResult OnError",
     ),
     "Errors": ("proxylib", "", "ProxylibError ParserError RuleError RegistrationError"),
     "HTTP": (
@@ -65,8 +65,8 @@ SECTIONS = {
 
 SHOWN = {
     # Of these, only what authors use; the rest is the engine's and its hosts'.
-    "Connection": "matches matcher log inject decision sends_both_ways monotonic_ns parser_name "
-    "ingress src_id dst_id src_addr dst_addr port policy_name",
+    "Connection": "matches matcher log inject ask decision sends_both_ways monotonic_ns "
+    "parser_name ingress src_id dst_id src_addr dst_addr port policy_name",
 }
 
 MAX_VALUE = 30
@@ -179,7 +179,7 @@ def _under(member: griffe.Object) -> str:
 
 
 def _code(text: str) -> str:
-    return f"```py\n{text}\n```\n"
+    return f"```text\n{text}\n```\n"
 
 
 def _signature(name: str, item: griffe.Function) -> str:
@@ -197,7 +197,8 @@ def _signature(name: str, item: griffe.Function) -> str:
         default = "" if parameter.default is None else f" = {parameter.default}"
         parts.append(parameter.name + _annotation(parameter) + default)
     returns = f" -> {item.returns}" if item.returns and name == item.name else ""
-    return f"{name}({', '.join(parts)}){returns}"
+    asynchronous = "async " if "async" in item.labels else ""
+    return f"{asynchronous}{name}({', '.join(parts)}){returns}"
 
 
 def _annotation(parameter: griffe.Parameter) -> str:

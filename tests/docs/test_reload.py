@@ -1,0 +1,13 @@
+"""Follows docs/reload.md in a clean environment, through a real Envoy."""
+
+from __future__ import annotations
+
+from tests.docs.pages import DOCS, Reader
+
+PAGE = DOCS / "reload.md"
+
+
+def test_all_that_it_says(reader: Reader) -> None:
+    reader.follow(PAGE)
+    assert reader.seen.count("text prints") == 3
+    assert reader.seen.count("text output") == 2
