@@ -45,7 +45,9 @@ def default_run_dir() -> Path:
     """Where sockets are: /run/proxylib, or the user's own runtime directory."""
     if os.geteuid() == 0:
         return Path("/run/proxylib")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/proxylib-{os.getuid()}") / "proxylib"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # Not in /tmp: whoever makes a directory there first may do with the sockets as they like.
+    return Path(runtime) / "proxylib" if runtime else default_state_dir() / "run"
 
 
 def default_state_dir() -> Path:
