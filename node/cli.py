@@ -59,9 +59,9 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
     cls=LazyGroup,
     table={
         "run": ("node.commands.run", "Put a parser between clients and a server, now."),
+        "record": ("node.commands.record", "The same, and keep what passes in files."),
         "agent": ("node.commands.agent", "The daemon of a node: policies, endpoints, REST API."),
         "accesslog": ("node.commands.accesslog", "Read the decisions that proxies log."),
-        "record": ("node.commands.record", "The same, and keep what passes in files."),
         "replay": ("node.commands.replay", "Judge recordings again, off line."),
         "parser": ("node.commands.parser", "List, describe, begin and test parsers."),
         "policy": ("node.commands.policy", "Policies: check, import, trace, wait for, serve."),
