@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
-from ruamel.yaml import YAML
 
 from tests.xds.ads.judge import refused
 from xds.ads.bootstrap import NodeBootstrap, build
@@ -23,7 +23,6 @@ def test_envoy_takes_it(tmp_path: Path, incremental: bool) -> None:
 
 
 def test_the_document_to_read_says_the_same() -> None:
-    yaml = YAML(typ="safe")
-    yaml.version = (1, 1)  # as Envoy reads it: 0600 is octal
-    document = yaml.load((ROOT / "envoy_configs/node.yaml").read_text())
+    # YAML 1.1, as Envoy reads it: 0600 is octal.
+    document = yaml.safe_load((ROOT / "envoy_configs/node.yaml").read_text())
     assert Bootstrap.from_dict(document).to_dict() == build(CONFIG).to_dict()
