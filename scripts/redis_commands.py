@@ -67,14 +67,25 @@ def lines(commands: list[list[Any]]) -> Iterator[str]:
         yield from lines(below)
 
 
+def table(client: Redis) -> str:
+    """The table of the server behind `client`, which speaks RESP2."""
+    version = client.info("server")["redis_version"]
+    client.response_callbacks.clear()
+    commands = client.execute_command("COMMAND")
+    return HEADER.format(version=version) + "\n".join(sorted(lines(_text(commands)))) + "\n"
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_text(each) for each in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def main(address: str) -> None:
     """Ask the server at `address`, and write the table."""
     host, _, port = address.rpartition(":")
-    with Redis(host, int(port), protocol=2, decode_responses=True) as client:
-        version = client.info("server")["redis_version"]
-        client.response_callbacks.clear()
-        table = sorted(lines(client.execute_command("COMMAND")))
-    TARGET.write_text(HEADER.format(version=version) + "\n".join(table) + "\n")
+    with Redis(host, int(port), protocol=2) as client:
+        TARGET.write_text(table(client))
 
 
 if __name__ == "__main__":

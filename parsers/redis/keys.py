@@ -107,14 +107,18 @@ def _migrated(args: Sequence[bytes]) -> Keys:
 def _streams(args: Sequence[bytes]) -> Keys:
     """XREAD and XREADGROUP: behind STREAMS as many keys as ids."""
     takes = {b"BLOCK": 1, b"COUNT": 1, b"NOACK": 0, b"GROUP": 2}
+    grouped, group = args[0].upper() == b"XREADGROUP", False
     i = 1
     while i < len(args):
         option = args[i].upper()
         if option == b"STREAMS":
             rest = args[i + 1 :]
-            return Keys(tuple(rest[: len(rest) // 2])) if not len(rest) % 2 else HIDDEN
+            if len(rest) % 2 or (grouped and not group):
+                return HIDDEN
+            return Keys(tuple(rest[: len(rest) // 2]))
         if option not in takes:
             return HIDDEN
+        group = group or option == b"GROUP"
         i += 1 + takes[option]
     return HIDDEN
 
