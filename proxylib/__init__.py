@@ -9,7 +9,15 @@ from proxylib.connection import Connection
 from proxylib.errors import ParserError, ProxylibError, RegistrationError, RuleError
 from proxylib.framed import FramedParser
 from proxylib.framing import Framing, length_prefix, lines
-from proxylib.http import DENIED_BODY, HeaderEdits, Headers, HttpRule, log_fields, redact
+from proxylib.http import (
+    DENIED_BODY,
+    HeaderEdits,
+    Headers,
+    HttpRule,
+    log_fields,
+    path_test,
+    redact,
+)
 from proxylib.http_path import normalize_path
 from proxylib.message import Message, Properties, Value
 from proxylib.ops import (
@@ -85,6 +93,7 @@ __all__ = [
     "log_fields",
     "normalize_path",
     "parser",
+    "path_test",
     "redact",
     "register_parser_factory",
 ]

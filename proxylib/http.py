@@ -34,7 +34,7 @@ from proxylib.http_headers import (
     header_condition,
     header_match,
 )
-from proxylib.http_match import PSEUDO_HEADERS, Condition, Find, compile_conditions
+from proxylib.http_match import PSEUDO_HEADERS, Condition, Find, Rules, compile_conditions
 from proxylib.http_proto import rule_from_proto, rule_to_proto
 from proxylib.http_secrets import NO_SECRETS, Secrets
 from proxylib.message import Properties
@@ -172,7 +172,7 @@ class HttpRule(L7Rule):
             matcher = _denies(rules, met)
             return lambda request: imitated(request) != 0 or matcher(request)
         if not edits:
-            return lambda request: met(finder(request)) & ~imitated(request) != 0
+            return _Allows(met, imitated)
         return cast("Matcher", _edits(rules, met, imitated))
 
 
@@ -235,6 +235,36 @@ def _imitated(rules: Sequence[HttpRule]) -> Callable[[Properties], int]:
         return found
 
     return imitated
+
+
+class _Allows:
+    """The matcher of rules that change nothing."""
+
+    __slots__ = ("_imitated", "_met")
+
+    def __init__(self, met: Rules, imitated: Callable[[Properties], int]) -> None:
+        self._met = met
+        self._imitated = imitated
+
+    def __call__(self, request: Properties) -> bool:
+        return self._met(finder(request)) & ~self._imitated(request) != 0
+
+    def on_paths(self, request: Properties) -> Callable[[bytes], bool]:
+        left, of_path = self._met.on_paths(finder(request))
+        left &= ~self._imitated(request)
+        if of_path is None or not left:
+            return lambda path: left != 0
+        return lambda path: of_path(path) & left != 0
+
+
+def path_test(matcher: Matcher, request: Properties) -> Callable[[bytes], bool] | None:
+    """What `matcher` says of requests that differ from `request` in their path alone.
+
+    None if that cannot be told apart from the rest: ask `matcher` for each.
+    """
+    if matcher is always:
+        return lambda path: True
+    return matcher.on_paths(request) if isinstance(matcher, _Allows) else None
 
 
 def _denies(rules: Sequence[HttpRule], met: Callable[[Find], int]) -> Matcher:

@@ -21,8 +21,8 @@ Kind = Literal["exact", "prefix", "suffix", "contains", "regex", "range", "prese
 Find = Callable[[str], bytes | None]
 """The value of a header by its lower-case name, several joined by commas; None if missing."""
 
-Rules = Callable[[Find], int]
-"""The rules that a request meets, one bit each."""
+Table = Callable[[bytes | None], int]
+"""From a header's value to the rules that it leaves possible."""
 
 PSEUDO_HEADERS = {
     ":method": "method",
@@ -111,23 +111,40 @@ def compile_conditions(rules: Sequence[Sequence[Condition]], *, deny: bool = Fal
             named[condition.name][condition] |= 1 << index
     # The request line first: it tells most rules apart.
     names = sorted(named, key=lambda name: (not name.startswith(":"), name))
-    tables = [(name, _table(named[name], everything, deny)) for name in names]
+    return Rules(everything, [(name, _table(named[name], everything, deny)) for name in names])
 
-    def met(find: Find) -> int:
-        left = everything
-        for name, table in tables:
+
+class Rules:
+    """Tells the rules that a request meets, one bit each."""
+
+    __slots__ = ("_everything", "_tables")
+
+    def __init__(self, everything: int, tables: Sequence[tuple[str, Table]]) -> None:
+        self._everything = everything
+        self._tables = tables
+
+    def __call__(self, find: Find) -> int:
+        left = self._everything
+        for name, table in self._tables:
             left &= table(find(name))
             if not left:
                 return 0
         return left
 
-    return met
+    def on_paths(self, find: Find) -> tuple[int, Table | None]:
+        """For requests that differ from this one in their path alone: the rules that all
+        else leaves possible, and the table for the path, if any rule names it."""
+        left = self._everything
+        of_path: Table | None = None
+        for name, table in self._tables:
+            if name == ":path":
+                of_path = table
+            else:
+                left &= table(find(name))
+        return left, of_path
 
 
-def _table(
-    conditions: Mapping[Condition, int], everything: int, deny: bool
-) -> Callable[[bytes | None], int]:
-    """From a header's value to the rules that it leaves possible."""
+def _table(conditions: Mapping[Condition, int], everything: int, deny: bool) -> Table:
     texts: dict[bytes, list[int]] = defaultdict(list)
     patterns: list[tuple[str, int]] = []
     others: list[tuple[Condition, int]] = []
@@ -146,15 +163,26 @@ def _table(
         for part in (patterns[i : i + SET_SIZE] for i in range(0, len(patterns), SET_SIZE))
     ]
     bits = list(conditions.values())
+    # The rules with a condition here, and whether none has two.
+    named, apart = 0, True
+    for rules in bits:
+        apart &= not named & rules
+        named |= rules
+    unnamed = everything & ~named
     recent: dict[bytes | None, int] = {}
 
     def work_out(value: bytes | None) -> int:
-        held = {position for condition, position in others if condition.holds(value)}
+        held = [position for condition, position in others if condition.holds(value)]
         if value is not None:
-            held.update(texts.get(value, ()))
+            held += texts.get(value, ())
             for positions, found in sets:
-                held.update(positions[index] for index in found(value))
+                held += [positions[index] for index in found(value)]
         # A rule is out if any of its conditions on this header does not hold.
+        if apart:
+            left = unnamed
+            for position in held:
+                left |= bits[position]
+            return left
         left = everything
         for position, rules in enumerate(bits):
             if position not in held:

@@ -57,6 +57,9 @@ class Replies:
         """Follow the replies in `data`; returns whether the beginning of one is left."""
         state = self._state
         pending = state.pending
+        connection = state.connection
+        log = connection.log if connection.logged else None
+        now = connection.monotonic_ns()
         start, at, size = 0, 0, len(data)
         if self._chunks is not None and data:
             start = at = self._chunks.read(data, 0, ops)
@@ -99,10 +102,13 @@ class Replies:
                     return False
                 start = at = end
                 continue
-            self._log(reply, owed)
-            if owed[0].tunnel:
+            asked, path, since, cost = owed
+            if log is not None:
+                fields = {**asked.fields, "path": path, "status": reply.status}
+                log(_RESPONSE, fields, "http", now - since)
+            if asked.tunnel:
                 state.switching = False
-            length = 0 if owed[0].head_only else reply.length
+            length = 0 if asked.head_only else reply.length
             if length >= 0 and end + length <= size and reply.head is reply.raw:
                 at = end + length
             else:
@@ -110,7 +116,9 @@ class Replies:
                 start = at = self._body(reply, length, data, end, ops)
                 if at < 0:
                     return False
-            state.pop()
+            state.replying = False
+            pending.popleft()
+            state.cost -= cost
         _pass(start, at, ops)
         ops += MORE, 1
         return at < size

@@ -56,6 +56,8 @@ class Section(NamedTuple):
     before: bytes
     behind: bytes
     """What of the request line is around the target: ``GET `` and `` HTTP/1.1``."""
+    tail: bytes
+    """All behind the target."""
     message: dict[str, Value]
     """What the policy sees, but for the path."""
     shown: Fields | None
@@ -159,6 +161,7 @@ def _read_section(raw: bytes, method: bytes, version: bytes) -> Section:
         raw,
         method + b" ",
         b" " + version,
+        b" " + version + raw,
         {**line, "headers": headers},
         None if shown == fields else shown,
         host,

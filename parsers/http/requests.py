@@ -14,7 +14,7 @@ a request or not, nobody could tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from parsers.http.chunks import Chunks
@@ -39,10 +39,10 @@ from proxylib import (
     Matcher,
     OnError,
     ParserError,
-    Value,
     limits,
     log_fields,
     normalize_path,
+    path_test,
 )
 
 _REQUEST = EntryType.Request
@@ -52,7 +52,7 @@ _DENIED = EntryType.Denied
 class Requests:
     """The request direction of one connection."""
 
-    __slots__ = ("_chunks", "_last", "_passing", "_state")
+    __slots__ = ("_chunks", "_last", "_matcher", "_passing", "_state", "_test", "_tested")
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -62,6 +62,11 @@ class Requests:
         """Whether it goes to the server."""
         self._last: Section | None = None
         """The last request's header fields: the next one often has the same."""
+        self._test: Callable[[bytes], bool] | None = None
+        self._tested: Section | None = None
+        self._matcher: Matcher | None = None
+        """What says whether a path is allowed with the rest of a request, of which request
+        and policy."""
 
     def on_data(self, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Judge the requests at the front of `data`."""
@@ -90,27 +95,26 @@ class Requests:
             self._chunks = None
         start = at
         now = connection.monotonic_ns()
+        log = connection.log if connection.logged else None
         while at < size:
             last = self._last
-            line_end = data.find(b"\r\n", at)
-            if last is not None and last.plain and data.startswith(last.raw, line_end):
+            if last is not None and last.plain and data.startswith(last.before, at):
                 # The commonest: as the last one, but for a path in its normal form.
-                line = data[at:line_end]
-                before, behind = last.before, last.behind
-                path = line[len(before) : -len(behind)]
-                end = line_end + len(last.raw)
+                begin = at + len(last.before)
+                path_end = data.find(b" ", begin)
+                path = data[begin:path_end]
+                end = path_end + len(last.tail)
                 if (
-                    line.startswith(before)
-                    and line.endswith(behind)
+                    data.startswith(last.tail, path_end)
                     and normalize_path(path) is path
                     and end - at <= MAX_HEAD
+                    and self._allows(path, last, matcher)
                 ):
-                    message = last.message.copy()
-                    message["path"] = path
-                    if matcher(message) is True:
-                        self._allow(message, last, path, now)
-                        at = end + last.length
-                        continue
+                    if log is not None:
+                        log(_REQUEST, {**last.message, "path": path}, "http")
+                    self._note(path, last, now)
+                    at = end + last.length
+                    continue
             if start < at:
                 ops += PASS, at - start
                 start = at
@@ -125,6 +129,15 @@ class Requests:
         if at <= size:
             ops += MORE, 1
         return at < size
+
+    def _allows(self, path: bytes, last: Section, matcher: Matcher) -> bool:
+        """Whether a request is allowed that has another path than the last one."""
+        if last is not self._tested or matcher is not self._matcher:
+            self._tested, self._matcher = last, matcher
+            self._test = path_test(matcher, last.message)
+        if self._test is not None:
+            return self._test(path)
+        return matcher({**last.message, "path": path}) is True
 
     def _next(self, data: bytes, at: int, matcher: Matcher, ops: list[int]) -> int:
         """Judge the request that begins at `at`; returns its end.
@@ -183,13 +196,13 @@ class Requests:
             self._answer(CONTINUE)
         if section.asked.tunnel:
             self._state.switching = True
-        self._allow(message, section, path, connection.monotonic_ns())
+        connection.log(_REQUEST, message, "http")
+        self._note(path, section, connection.monotonic_ns())
         return head
 
-    def _allow(self, message: dict[str, Value], section: Section, path: bytes, now: int) -> None:
-        """Note that a request goes to the server."""
+    def _note(self, path: bytes, section: Section, now: int) -> None:
+        """Remember that a request has gone to the server."""
         state = self._state
-        state.connection.log(_REQUEST, message, "http")
         asked = section.asked
         if len(path) > limits.MAX_LOG_VALUE:
             path = path[: limits.MAX_LOG_VALUE]

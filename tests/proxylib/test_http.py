@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxylib import HeaderEdits, HttpRule, log_fields
+from proxylib import HeaderEdits, HttpRule, log_fields, path_test
 from proxylib.errors import RuleError
 from proxylib.http import REDACTED
 from proxylib.http_secrets import Secrets
@@ -100,6 +100,31 @@ def test_an_imitated_header_matches_no_rule_that_names_it() -> None:
 def test_host() -> None:
     assert allowed([{"host": r".*\.example\.com"}], request(host="a.example.com"))
     assert not allowed([{"host": r".*\.example\.com"}], request(host="example.com.evil"))
+
+
+@pytest.mark.parametrize("path", ["/a", "/b", "/c"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [{"path": "/a"}, {"path": "/b", "headers": "x-y"}, {"path": "/c", "method": "PUT"}],
+        [{"method": "PUT"}],
+        [{"method": "GET"}],
+        [{}],
+    ],
+)
+@pytest.mark.parametrize("header", ["x-y", "x_y", "z"])
+def test_paths_apart_from_the_rest(rules: list[dict[str, str]], path: str, header: str) -> None:
+    matcher = HttpRule.compile([HttpRule(rule) for rule in rules])
+    asked = request("GET", "/other", (header, "1"))
+    test = path_test(matcher, asked)
+    assert test is not None
+    assert test(path.encode()) == matcher({**asked, "path": path.encode()})
+
+
+def test_paths_cannot_be_told_apart() -> None:
+    rule = HttpRule({"headerMatches": '{"name": "a", "value": "1", "mismatch": "ADD"}'})
+    assert path_test(HttpRule.compile([rule]), request()) is None
+    assert path_test(HttpRule.compile([HttpRule({"path": "/a"})], deny=True), request()) is None
 
 
 def test_deny_rules() -> None:

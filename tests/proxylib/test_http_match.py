@@ -86,7 +86,10 @@ def test_together_as_each_by_itself(
     rules: list[list[Condition]], path: bytes, header: bytes | None, deny: bool
 ) -> None:
     values = {":path": path, "a": header}
-    met = compile_conditions(rules, deny=deny)(lambda name: values[name])
+    judge = compile_conditions(rules, deny=deny)
+    met = judge(lambda name: values[name])
+    left, of_path = judge.on_paths({**values, ":path": b"another"}.__getitem__)
+    assert met == (left if of_path is None else left & of_path(path))
     for index, rule in enumerate(rules):
         assert bool(met >> index & 1) == all(c.holds(values[c.name]) for c in rule)
 

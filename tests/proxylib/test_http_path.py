@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxylib import normalize_path
+from proxylib.http_path import _NORMAL
 
 TABLE = {
     b"/": b"/",
@@ -66,6 +67,13 @@ TABLE = {
 @pytest.mark.parametrize("raw", TABLE)
 def test_normalized(raw: bytes) -> None:
     assert normalize_path(raw) == TABLE[raw]
+
+
+@given(st.lists(st.sampled_from([*b"/.;%?aA:@_"]), max_size=8).map(bytes))
+def test_what_is_left_alone_quickly(tail: bytes) -> None:
+    raw = b"/" + tail
+    normal = _NORMAL.fullmatch(raw) is not None
+    assert (normalize_path(raw) is raw) == normal
 
 
 @given(st.lists(st.sampled_from([*b"/.;\\%2eE5fcC0?aA#|"]), max_size=20).map(bytes))
