@@ -25,7 +25,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```([^\n`]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PATIENCE = 30.0
+PATIENCE = 90.0
+"""Seconds for a command, or until something is printed."""
 
 
 @dataclass

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.docs.pages import DOCS, Reader
+
+# The first of the session waits for the wheel to be built.
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_all_that_it_says(reader: Reader) -> None:

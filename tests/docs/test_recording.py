@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import dpkt
+import pytest
 
 from proxylib import tap
 from proxylib.recording import (
@@ -19,13 +24,28 @@ from proxylib.recording import (
 )
 from tests.docs.pages import DOCS, Reader
 
+# The first of the session waits for the wheel to be built.
+pytestmark = pytest.mark.timeout(300)
+
 PAGE = DOCS / "recording.md"
 TEXT = " ".join(PAGE.read_text().split())
 
 
+def capture(path: Path, server: str) -> None:
+    """What tcpdump, which needs root, would have written."""
+    tcp = dpkt.tcp.TCP(sport=40000, dport=4000, seq=1, flags=dpkt.tcp.TH_ACK)
+    tcp.data = b"WRITE plans\r\n"
+    addresses = [IPv4Address(text).packed for text in ("127.0.0.9", server)]
+    ip = dpkt.ip.IP(src=addresses[0], dst=addresses[1], p=6, data=tcp)
+    ip.len = len(bytes(ip))
+    with path.open("wb") as file:
+        dpkt.pcap.Writer(file).writepkt(bytes(dpkt.ethernet.Ethernet(data=ip)), ts=1000)
+
+
 def test_all_that_it_says(reader: Reader) -> None:
+    capture(reader.folder / "capture.pcap", reader.here("127.0.0.1"))
     reader.follow(PAGE)
-    assert reader.seen.count("text output") == 4
+    assert reader.seen.count("text output") == 5
     (recorded,) = (reader.folder / "recordings").glob("*.jsonl")
     assert "token" not in recorded.read_text()
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+# The first of the session waits for the wheel to be built.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("proxylib", "parsers", "xds", "node")
 NOT_SHIPPED = {"stubs"}
