@@ -34,6 +34,9 @@ _NAMES = 0x40
 KEYSPACE = 0x80
 _PREPARE_KEYSPACE = 0x01
 
+_FIRST_PAYLOAD = 4
+"""The first version with custom payloads."""
+
 
 class Unprepared(Exception):
     """An id that no PREPARE on this connection was answered with."""
@@ -131,6 +134,9 @@ class Requests:
             start, have, length = 0, len(data), len(data)
         body = Body(data, start, have, length)
         if flags & frames.PAYLOAD:
+            if version < _FIRST_PAYLOAD:
+                # Cassandra 2 does not know the flag, and takes the payload for the statement.
+                raise Malformed("a custom payload, which this version does not have")
             body.skip_payload()
         if opcode == QUERY:
             return self._query(version, body)

@@ -271,8 +271,11 @@ class Requests:
         allowed, denied = [], []
         for topic in values["Topics"] or ():
             topic_id = topic.get("TopicId", NO_ID)
-            name = topic["Name"] or self._state.topic_ids.get(topic_id)
-            if name is not None and may_see(name):
+            known = self._state.topic_ids.get(topic_id)
+            name = topic["Name"] or known
+            # Of a name and an id Kafka takes the id.
+            same = topic_id == NO_ID or name == known
+            if name is not None and same and may_see(name):
                 allowed.append(topic)
                 continue
             code = answers.UNKNOWN_TOPIC_ID if name is None else error

@@ -354,6 +354,14 @@ def test_custom_payload(open_host: OpenHost) -> None:
     assert passes(host, wire.frame(4, wire.QUERY, payload + raw[9:], 1, flags=4 | 2))
 
 
+def test_version_3_has_no_custom_payload() -> None:
+    host = Host("cassandra", [{}])
+    payload = wire.short(1) + wire.string("k") + wire.value(b"v")
+    body = payload + query(READ, 3, 1)[9:]
+    assert not passes(host, wire.frame(3, wire.QUERY, body, 1, flags=4))
+    assert host.take(reply=True)[9:13] == wire.integer(0x000A)
+
+
 # -- version 5 in plain frames is what comes before STARTUP is answered ---------------
 
 

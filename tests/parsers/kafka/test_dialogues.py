@@ -206,6 +206,17 @@ def test_topic_ids_learnt_from_metadata(open_host: OpenHost, version: int) -> No
     assert host.client(sent) == sent
 
 
+def test_metadata_of_an_id_under_another_name(open_host: OpenHost) -> None:
+    """Of the two, Kafka takes the id."""
+    host = open_host("kafka", CONSUME)
+    host.client(request("Metadata", 12, 1, Topics=[{"Name": b"msgs"}]))
+    learnt = [{"Name": b"msgs", "TopicId": ID}, {"Name": b"secret", "TopicId": OTHER_ID}]
+    host.server(response("Metadata", 12, 1, Topics=learnt))
+    topics = [{"Name": b"msgs", "TopicId": ID}, {"Name": b"msgs", "TopicId": OTHER_ID}]
+    out = host.client(request("Metadata", 12, 2, Topics=topics))
+    assert out == request("Metadata", 12, 2, Topics=topics[:1])
+
+
 def test_unknown_topic_ids_are_asked_for() -> None:
     host = Host("kafka", CONSUME)
     sent = fetch(16, ID, correlation=5, SessionEpoch=-1)
