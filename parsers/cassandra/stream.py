@@ -47,23 +47,26 @@ class Stream:
         """Append the ops for `data`; returns how much of it waits for more."""
         position = 0
         if not self._session.segmented:
-            position = self._frames(data, ops)
+            position = self._known(data, 0)
+            if position:
+                ops += (PASS, position)
+            if position == len(data):
+                ops += (MORE, HEADER_SIZE)
+                return 0
+            position = self._frames(data, position, ops)
         if self._session.segmented and position >= 0:
             position = self._segments(data, position, ops)
         return len(data) - position if position >= 0 else 0
 
-    def _frames(self, data: bytes, ops: list[int]) -> int:
-        """Frames as they are. Returns the position of what is not judged, or -1 if the
-        ops answer for more than `data`."""
+    def _frames(self, data: bytes, position: int, ops: list[int]) -> int:
+        """Frames as they are, from `position` on. Returns the position of what is not
+        judged, or -1 if the ops answer for more than `data`."""
         session = self._session
         known, judge = self._known, self._judge
         direction = 0x80 if self._reply else 0
-        position, size = 0, len(data)
+        size = len(data)
         need = 0
         while not session.segmented:
-            start, position = position, known(data, position)
-            if position > start:
-                ops += (PASS, position - start)
             have = size - position
             if have < HEADER_SIZE:
                 old = have and not self._begun and data[position] in _OLD_VERSIONS
@@ -92,6 +95,10 @@ class Stream:
             if end > size:
                 return -1
             position = end
+            if end < size and not session.segmented:
+                position = known(data, end)
+                if position > end:
+                    ops += (PASS, position - end)
         else:
             return position
         ops += (MORE, need)
