@@ -51,17 +51,13 @@ def header_size(compressed: bool) -> int:
     return 8 if compressed else 6
 
 
-def read_header(data: bytes, at: int, compressed: bool) -> tuple[int, int, bool]:
+@lru_cache(maxsize=1024)
+def read_header(header: bytes) -> tuple[int, int, bool]:
     """Payload bytes on the wire, plain bytes (0: not compressed), self-contained.
 
-    Raises ParserError for a wrong checksum: nothing behind it can be read.
+    header: as long as `header_size` says. Remembered: messages of one length have the
+    same. Raises ParserError for a wrong checksum: nothing behind it can be read.
     """
-    return _header(data[at : at + (8 if compressed else 6)])
-
-
-@lru_cache(maxsize=1024)
-def _header(header: bytes) -> tuple[int, int, bool]:
-    """`read_header`, remembered: messages of one length have the same."""
     head, crc = header[:-3], header[-3:]
     if crc24(head) != int.from_bytes(crc, "little"):
         raise ParserError("a segment header with a wrong CRC24")

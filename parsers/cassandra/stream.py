@@ -115,7 +115,7 @@ class Stream:
             if size - at < header:
                 ops += (MORE, header - (size - at))
                 return position
-            length, plain, whole = segments.read_header(data, at, compressed)
+            length, plain, whole = segments.read_header(data[at : at + header])
             end = at + header + length + 4
             if self._left:
                 if (
@@ -150,6 +150,9 @@ class Stream:
         """A segment of whole frames; False if the connection is over."""
         passed, size = 0, len(payload)
         position = self._known(payload, 0)
+        if position == size:
+            ops += (PASS, raw)
+            return True
         kept: list[bytes] = []
         dropped = False
         while position < size:
