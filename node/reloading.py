@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from watchfiles import Change, PythonFilter, watch
+from watchfiles import PythonFilter, watch
 
 from node.errors import UsageError
 from proxylib.control import ask
@@ -52,6 +53,17 @@ def reload_everywhere(parser: str, control: Path, drain: float | None = None) ->
     return [str(name) for name in answer["parsers"]]
 
 
+def _signature(path: Path) -> list[tuple[str, int, int]]:
+    """What tells one state of the code from another: names, times and sizes of its files."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        with suppress(OSError):
+            known = file.stat()
+            found.append((str(file), known.st_mtime_ns, known.st_size))
+    return found
+
+
 class CodeWatcher:
     """Reloads `parser` whenever its code changes, while its block lasts."""
 
@@ -61,6 +73,7 @@ class CodeWatcher:
         self._report = report
         self._stop = threading.Event()
         self._path = code_of(parser)
+        self._known = _signature(self._path)
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
 
     def __enter__(self) -> Self:
@@ -73,19 +86,21 @@ class CodeWatcher:
 
     def _run(self) -> None:
         folder = self._path if self._path.is_dir() else self._path.parent
+        known = self._known
+        # Looked at after each time-out too: an edit may come before the watch has begun.
         edits = watch(
             folder,
-            watch_filter=self._concerns,
+            watch_filter=PythonFilter(),
             stop_event=self._stop,
             debounce=_DEBOUNCE,
             rust_timeout=_NOTICE_STOP,
+            yield_on_timeout=True,
         )
         for _ in edits:
-            self._reload()
-
-    def _concerns(self, change: Change, path: str) -> bool:
-        ours = Path(path) == self._path or self._path.is_dir()
-        return ours and PythonFilter()(change, path)
+            now = _signature(self._path)
+            if now != known:
+                known = now
+                self._reload()
 
     def _reload(self) -> None:
         try:

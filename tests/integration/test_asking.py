@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.server
 import socket
-import socketserver
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from node.parsers import choose_parser
 from node.run import Proxy, ProxyConfig
 from proxylib import registry
 from proxylib.proto.accesslog_pb2 import LogEntry
+from tests.serving import serving
 
 CODE = """
 import asyncio
@@ -58,19 +57,8 @@ class Judge(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Echo(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        for line in self.rfile:
-            self.wfile.write(line)
-
-
-class Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-
 class Stage:
-    def __init__(self, proxy: Proxy, log: list[LogEntry], judge: Server) -> None:
+    def __init__(self, proxy: Proxy, log: list[LogEntry], judge: ExitStack) -> None:
         self.proxy = proxy
         self.log = log
         self.judge = judge
@@ -79,27 +67,19 @@ class Stage:
         return socket.create_connection((self.proxy.address.host, self.proxy.address.port), 15)
 
 
-def serve(stack: ExitStack, handler: type) -> Server:
-    server = stack.enter_context(Server(("127.0.0.1", 0), handler))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    stack.callback(thread.join)
-    stack.callback(server.shutdown)
-    return server
-
-
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(registry, "_factories", {})
     log: list[LogEntry] = []
     with ExitStack() as stack:
-        judge, echo = serve(stack, Judge), serve(stack, Echo)
+        judge = stack.enter_context(ExitStack())
+        judging = judge.enter_context(serving(Judge))
         code = tmp_path / "asks.py"
-        code.write_text(CODE.format(port=judge.server_address[1]))
+        code.write_text(CODE.format(port=judging.port))
         config = ProxyConfig(
             parser=choose_parser(str(code)),
             listen=Address.parse("127.0.0.1:0", any_port=True),
-            upstream=Address(*echo.server_address[:2]),  # type: ignore[arg-type]
+            upstream=stack.enter_context(serving()),
         )
         proxy = stack.enter_context(Proxy(config, on_entries=log.extend))
         yield Stage(proxy, log, judge)
@@ -170,8 +150,7 @@ def test_a_client_that_leaves_while_it_waits(stage: Stage) -> None:
 
 
 def test_no_service_is_no(stage: Stage) -> None:
-    stage.judge.shutdown()
-    stage.judge.server_close()
+    stage.judge.close()
     with stage.connect() as client:
         client.sendall(b"yes\n")
         assert read(client, 7) == b"denied\n"

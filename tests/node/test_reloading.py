@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +18,7 @@ from proxylib import registry
 from proxylib.control import ask
 from proxylib.errors import ProxylibError
 from proxylib.proto.accesslog_pb2 import LogEntry
+from tests.serving import serving
 
 CODE = """
 from proxylib import FramedParser, Message, lines, parser
@@ -46,22 +45,11 @@ CONNECTIONS = 500
 RELOADS = 50
 
 
-class Echo(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        for line in self.rfile:
-            self.wfile.write(line)
-
-
-class Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    request_queue_size = 1024
-
-
 def write(path: Path, version: int, more: str = "") -> None:
     path.write_text(CODE.format(version=version, more=more))
 
 
-def until(true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+def until(true: Callable[[], object], what: str, timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, what
@@ -100,15 +88,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: object) -> I
     log: list[LogEntry] = []
     events: list[Event] = []
     with ExitStack() as stack:
-        server = stack.enter_context(Server(("127.0.0.1", 0), Echo))
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        stack.callback(thread.join)
-        stack.callback(server.shutdown)
         config = ProxyConfig(
             parser=choose_parser(str(code)),
             listen=Address.parse("127.0.0.1:0", any_port=True),
-            upstream=Address(*server.server_address[:2]),  # type: ignore[arg-type]
+            upstream=stack.enter_context(serving()),
             reload=getattr(request, "param", False),
         )
         proxy = Proxy(config, on_entries=log.extend, on_event=events.append)

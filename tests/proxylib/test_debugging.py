@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +17,7 @@ from node.address import Address
 from node.parsers import choose_parser
 from node.run import Event, Proxy, ProxyConfig
 from proxylib import registry
+from tests.serving import serving
 
 CODE = """
 from proxylib import FramedParser, Message, lines, parser
@@ -36,12 +35,6 @@ class Debugged(FramedParser):
             raise ValueError("on purpose")  # a line to see
         return Message(frame=frame)
 """
-
-
-class Echo(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        for line in self.rfile:
-            self.wfile.write(line)
 
 
 class Stage:
@@ -68,16 +61,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     events: list[Event] = []
     log: list = []  # type: ignore[type-arg]
     with ExitStack() as stack:
-        server = stack.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo))
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        stack.callback(thread.join)
-        stack.callback(server.shutdown)
         config = ProxyConfig(
             parser=choose_parser(str(code)),
             listen=Address.parse("127.0.0.1:0", any_port=True),
-            upstream=Address(*server.server_address[:2]),  # type: ignore[arg-type]
+            upstream=stack.enter_context(serving()),
             debug=True,
             sandbox={"config": {"token": "s3cret"}},
         )

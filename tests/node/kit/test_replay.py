@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from parsers.r2d2 import R2d2
 from proxylib import Message, registry
 from proxylib.proto.accesslog_pb2 import LogEntry
 from proxylib.recording import Recording, write_lines
+from tests.serving import serving
 
 POLICY = """
 apiVersion: cilium.io/v2
@@ -47,13 +47,8 @@ class Droid(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Address]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Droid) as listening:
-        listening.daemon_threads = True
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        yield Address(*listening.server_address[:2])  # type: ignore[arg-type]
-        listening.shutdown()
-        thread.join()
+    with serving(Droid) as address:
+        yield address
 
 
 def policy(folder: Path, port: int, rules: str) -> Path:
