@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Process(Protocol):
+    """What a connection needs of the process that its parser is in."""
+
+    @property
+    def overdue(self) -> bool: ...
+
+
 class ConnectionInstance(Protocol):
     """What a connection needs of its module instance."""
 
@@ -65,6 +72,7 @@ class Connection:
         "parser_name",
         "policy_name",
         "port",
+        "process",
         "remote",
         "remote_id",
         "sends_both_ways",
@@ -135,8 +143,10 @@ class Connection:
         """Bytes that the parser may hold."""
         self.breaker = breaker_of(parser_name)
         self.panicked = False
+        self.process: Process | None = None
+        """The process that its parser is in; None: this one."""
         self.remote: object | None = None
-        """The process that its parser is in, and what it is called there; None: this one."""
+        """What stands for it natively, and what the connection is called there."""
         self.remote_id = 0
         self.unparsed = False
         """True if everything passes without a parser, since that is taken out."""
@@ -170,15 +180,20 @@ class Connection:
 
         Returns False if the connection is to be closed, its time being over.
         """
-        newest = get_parser_factory(self.parser_name)
-        if self.factory is None or newest is None or newest is self.factory:
-            return True
-        if self._migrate(newest):
-            return True
-        if not overdue(self.factory):
+        if not self._overdue():
             return True
         self.log_status(f"Connection closed: parser {self.parser_name!r} has been reloaded")
         return False
+
+    def _overdue(self) -> bool:
+        """Whether the old code goes on here, and has had its time."""
+        if self.process is not None:
+            # Its code is nowhere else, and stays with its process.
+            return self.process.overdue
+        newest = get_parser_factory(self.parser_name)
+        if self.factory is None or newest is None or newest is self.factory:
+            return False
+        return not self._migrate(newest) and overdue(self.factory)
 
     def _migrate(self, factory: ParserFactory) -> bool:
         """Have the new version's parser take over from the one there is."""

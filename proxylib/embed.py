@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -36,7 +37,7 @@ from proxylib.registry import (
 )
 from proxylib.reload import reload_parser
 from proxylib.sandbox import OnError, Settings, breaker_of, parse_settings
-from proxylib.sandbox.isolation import Worker
+from proxylib.sandbox.isolation import Process, Worker
 from proxylib.sandbox.settings import KEYS as SANDBOX_KEYS
 from proxylib.tap import Recorder, recorder
 
@@ -203,23 +204,24 @@ class IsolatedConfig:
         )
         if connection is None:
             return None
-        connection.budget = int(self.worker.budget * 1e9)
         if not connection.breaker.admits():
             made = self.instance.without_parser(connection)
             return made if isinstance(made, Connection) else None
         request = json.dumps([remote, remote_port, local, local_port]).encode()
-        process = self.worker.remote
+        process = self.worker.present
+        connection.process, native = process, process.remote
+        connection.budget = int(process.budget * 1e9)
         try:
-            if process is None:
+            if native is None:
                 raise ConnectionError("is starting")
-            answer = process.open(request, connection.budget)
+            answer = native.open(request, connection.budget)
         except ConnectionError as error:
             connection.crashed(str(error))
             connection.unparsed = True
             return connection if self.settings.on_error == OnError.PASS_THROUGH else None
         if answer is None:
             return None
-        connection.remote = process
+        connection.remote = native
         connection.remote_id, connection.batch, prefix = answer
         if self.instance.log is not None:
             connection.log = self.instance.log.stream(prefix, self.parser)
@@ -227,6 +229,7 @@ class IsolatedConfig:
 
     def close(self) -> None:
         """Envoy has removed the listener."""
+        _isolated.remove(self)
         self.worker.close()
         instances.close(self.number)
 
@@ -353,7 +356,7 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
     # Here there is the log alone, and the circuit breaker.
     number, instance = _open_instance(values, "")
     inner = {
-        **values,
+        **{key: value for key, value in values.items() if key != "control_path"},
         "isolation": "none",
         "node_id": f"{values.get('node_id', '')}~{values['parser']}",
         "breaker_panics": BREAKER_OFF,
@@ -363,8 +366,10 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
     except ConfigError:
         instances.close(number)
         raise
+    if "control_path" in values:
+        _listen(values["control_path"])
     breaker_of(values["parser"]).configure(settings.breaker_panics, settings.breaker_period)
-    return IsolatedConfig(
+    config = IsolatedConfig(
         number,
         instance,
         values["parser"],
@@ -374,6 +379,8 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
         settings,
         worker,
     )
+    _isolated.append(config)
+    return config
 
 
 def _listen(path: str) -> None:
@@ -389,8 +396,8 @@ def _reload(request: Mapping[str, Any]) -> Mapping[str, Any]:
     name, drain = request.get("parser"), request.get("drain")
     if not isinstance(name, str) or not (drain is None or isinstance(drain, (int, float))):
         raise ConfigError("reload: parser is a name, drain a number of seconds or null")
-    names = reload_parser(name, instances.check_rules, drain=drain)
-    instances.parsers_loaded(anew=True)
+    with _reloading:
+        names = _load_anew(name, drain)
     for each in names:
         breaker_of(each).reset()
     proxylib_native.reloaded()
@@ -403,18 +410,62 @@ def _reload(request: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"parsers": names}
 
 
+def _load_anew(name: str, drain: float | None) -> list[str]:
+    """Put the code of parser `name` as it is now in force, here and in its processes.
+
+    Raises RegistrationError; nothing has happened then.
+    """
+    workers = [config.worker for config in _isolated if config.parser == name]
+    fresh: list[Process] = []
+    try:
+        for worker in workers:
+            fresh.append(worker.prepare())
+        names = {name}
+        # Nothing of a parser that is elsewhere only is imported here.
+        if not workers or name in loaded_parser_names():
+            names.update(reload_parser(name, instances.check_rules, drain=drain))
+            instances.parsers_loaded(anew=True)
+    except BaseException:
+        for process in fresh:
+            process.close()
+        raise
+    for worker, process in zip(workers, fresh, strict=True):
+        worker.replace(process, drain)
+    return sorted(names)
+
+
 def _status(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """The command ``{"command": "status"}``: the parsers in use, their code and breakers."""
+    isolated = {config.parser for config in _isolated}
     return {
         "parsers": {
             name: {
-                "generations": {f.generation: f.connections for f in generations(name)},
+                "generations": _generations(name),
+                "processes": [
+                    {"pid": p.pid, "generation": p.generation, "connections": p.connections}
+                    for p in _processes(name)
+                ],
                 "breaker": breaker_of(name).state,
                 "panics": breaker_of(name).total,
             }
-            for name in loaded_parser_names()
+            for name in sorted({*loaded_parser_names(), *isolated})
         }
     }
+
+
+def _processes(name: str) -> list[Process]:
+    """The processes of parser `name`, of all listeners."""
+    return [p for c in _isolated if c.parser == name for p in c.worker.processes]
+
+
+def _generations(name: str) -> Mapping[int, int]:
+    """How many connections run on which generation of the code, newest first."""
+    counts: Counter[int] = Counter()
+    for factory in generations(name):
+        counts[factory.generation] += factory.connections
+    for process in _processes(name):
+        counts[process.generation] += process.connections
+    return dict(sorted(counts.items(), reverse=True))
 
 
 def _debug(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -426,6 +477,12 @@ _COMMANDS = {"reload": _reload, "status": _status, "debug": _debug}
 
 _controls: dict[str, ControlSocket] = {}
 """The control sockets of this process, by path; they last as long as it does."""
+
+_isolated: list[IsolatedConfig] = []
+"""The listeners whose parser is in a process of its own."""
+
+_reloading = threading.Lock()
+"""One reload at a time."""
 
 _loaded: set[str] = set()
 """Parser files that this process has imported."""

@@ -69,6 +69,10 @@ MAX_WORKER_PAUSE = 10.0
 """Seconds before the process of an isolated parser is started again; doubled by each one
 that does not live for longer than MAX_WORKER_PAUSE."""
 
+MAX_LEAVING = 16
+"""Processes of old code that are left with connections at a time, of one listener; each
+has a Python of its own, some ten MiB. No further reload is accepted then."""
+
 WORKER_MEMORY = 1 << 30
 """Address space that such a process may take beyond what it has at its start, bytes; its
 parser gets a MemoryError then. Threads' stacks and fragments count, hence the room."""

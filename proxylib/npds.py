@@ -69,6 +69,8 @@ class Client:
     """Subscribes to `subscriptions` at the Unix socket `path` as node `node_id`."""
 
     def __init__(self, path: str, node_id: str, subscriptions: Sequence[Subscription]) -> None:
+        self.refused: dict[str, str] = {}
+        """By resource type, why the last response that came is not in force; empty if it is."""
         self._stopped = threading.Event()
         self._tried = [threading.Event() for _ in subscriptions]
         self._channel = grpc.insecure_channel(f"unix:{path}", options=_CHANNEL_OPTIONS)
@@ -135,6 +137,7 @@ class Client:
             for response in call:
                 brought.set()
                 request = _answer(sub, response, accepted)
+                self.refused[sub.type_url] = request.error_detail.message
                 accepted = request.version_info
                 requests.put(request)
                 tried.set()

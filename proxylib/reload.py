@@ -16,12 +16,13 @@ import linecache
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
+from proxylib import registry
 from proxylib.errors import RegistrationError
 from proxylib.parser import ClassFactory, ParserFactory
 from proxylib.registry import (
@@ -35,6 +36,9 @@ from proxylib.registry import (
 
 Install = Callable[[Mapping[str, ParserFactory]], None]
 """Looks whether other factories fit (know the rules that are in force), or raises."""
+
+_OURS = (__file__, registry.__file__)
+"""Files of frames that an author's traceback does without."""
 
 _lock = threading.Lock()
 """One reload at a time."""
@@ -87,7 +91,7 @@ def _fresh(root: str) -> Iterator[None]:
     parent, _, attribute = root.rpartition(".")
     for name, module in old.items():
         del sys.modules[name]
-        _forget_bytecode(module)
+        _forget(getattr(module, "__cached__", None))
     importlib.invalidate_caches()
     try:
         yield
@@ -103,12 +107,28 @@ def _fresh(root: str) -> Iterator[None]:
         linecache.checkcache()
 
 
-def _forget_bytecode(module: ModuleType) -> None:
+def forget_bytecode(name: str, files: Iterable[Path]) -> None:
+    """Have parser `name`, if it is not imported yet, be compiled from its source.
+
+    files: those that parsers are loaded from; of an installed one, its package's.
+    """
+    sources = list(files)
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        # What is wrong with it, its import tells.
+        with suppress(Exception):
+            spec = importlib.util.find_spec(entry.module)
+            if spec is not None and spec.origin is not None:
+                path = Path(spec.origin)
+                sources += path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
+    for source in sources:
+        _forget(importlib.util.cache_from_source(str(source)))
+
+
+def _forget(bytecode: str | None) -> None:
     """Python takes an edit within the same second, of the same size, for no edit."""
-    cached = getattr(module, "__cached__", None)
-    if cached:
+    if bytecode:
         with suppress(OSError):
-            Path(cached).unlink(missing_ok=True)
+            Path(bytecode).unlink(missing_ok=True)
 
 
 def _import(old: ModuleType) -> None:
@@ -118,7 +138,7 @@ def _import(old: ModuleType) -> None:
         else:
             importlib.import_module(old.__name__)
     except (Exception, SystemExit) as error:
-        raise RegistrationError(f"the new code does not load:\n{_story(error)}") from error
+        raise RegistrationError(f"the new code does not load:\n{author_story(error)}") from error
 
 
 def _run_file(old: ModuleType) -> None:
@@ -138,24 +158,26 @@ def _check(name: str, old: ModuleType, staged: Mapping[str, ParserFactory]) -> N
         raise RegistrationError(f"the new code of {old.__file__} registers {found}, not {name!r}")
     for factory in staged.values():
         if isinstance(factory, ClassFactory):
-            _self_check(factory)
+            self_check(factory)
 
 
-def _self_check(factory: ClassFactory) -> None:
+def self_check(factory: ClassFactory) -> None:
+    """Raise RegistrationError with the author's traceback if the code fails its own check."""
     check = getattr(factory.parser_class, "self_check", None)
     try:
         if check is not None:
             check()
     except (Exception, SystemExit) as error:
-        raise RegistrationError(f"the new code fails its own check:\n{_story(error)}") from error
+        story = author_story(error)
+        raise RegistrationError(f"the new code fails its own check:\n{story}") from error
 
 
-def _story(error: BaseException) -> str:
+def author_story(error: BaseException) -> str:
     """The author's traceback, without the import machinery's frames and ours."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and frame.filename != __file__
+        if "importlib" not in frame.filename and frame.filename not in _OURS
     ]
     lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     return "".join(lines).rstrip()

@@ -31,3 +31,6 @@ def command(control: Path, as_json: bool) -> None:
         told = ", ".join(f"{count} on generation {number}" for number, count in counts)
         breaker = f"breaker {parser['breaker']}, {parser['panics']} panics"
         click.echo(f"{name:16} connections: {told or 'none'}; {breaker}")
+        for process in parser["processes"]:
+            count, number = process["connections"], process["generation"]
+            click.echo(f"{'':16} process {process['pid']}: {count} on generation {number}")

@@ -81,10 +81,10 @@ static bool take_parser(struct connection *c) {
 bool connection_refresh(struct connection *c) {
   if (c->code == reloads) return true;
   c->code = reloads;
-  /* Without a parser of its own in this process there is nothing to look at. */
-  if (c->remote || c->call == Py_None) return true;
+  /* Without a parser there is nothing to look at. */
+  if (!c->remote && c->call == Py_None) return true;
   PyObject *goes_on = PyObject_CallMethod(c->object, "refresh", NULL);
-  bool ok = goes_on == Py_True && take_parser(c);
+  bool ok = goes_on == Py_True && (c->remote || take_parser(c));
   Py_XDECREF(goes_on);
   if (PyErr_Occurred()) python_print_error("a connection after a reload");
   return ok;

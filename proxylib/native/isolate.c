@@ -311,11 +311,15 @@ static PyObject *remote_open(PyObject *object, PyObject *args) {
   long long budget;
   if (!PyArg_ParseTuple(args, "y#L", &request, &len, &budget)) return NULL;
   int64_t deadline = now_ns() + budget;
+  /* First of all, so that it counts: without a connection the process may be ended. */
+  uint32_t id = r->n_free ? r->free_ids[--r->n_free] : r->next_id++;
   struct channel *ch =
       atomic_load(&r->dead) || (size_t)len > AREA ? NULL : take_channel(r, deadline);
   struct answer a;
-  if (!ch) return PyErr_Format(PyExc_ConnectionError, "%s", r->why[0] ? r->why : "is busy");
-  uint32_t id = r->n_free ? r->free_ids[--r->n_free] : r->next_id++;
+  if (!ch) {
+    free_id(r, id);
+    return PyErr_Format(PyExc_ConnectionError, "%s", r->why[0] ? r->why : "is busy");
+  }
   ch->request = REQUEST_OPEN;
   ch->id = id;
   ch->len = (size_t)len;
@@ -359,11 +363,23 @@ static PyMethodDef remote_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *remote_connections(PyObject *object, void *none) {
+  struct remote *r = (struct remote *)object;
+  (void)none;
+  return PyLong_FromUnsignedLong(r->next_id - r->n_free);
+}
+
+static PyGetSetDef remote_attributes[] = {
+    {"connections", remote_connections, NULL, "How many it has.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot remote_slots[] = {
     {Py_tp_doc, "Remote(memory, pid, pidfd, log): a worker process, seen from its host."},
     {Py_tp_new, remote_new},
     {Py_tp_dealloc, remote_dealloc},
     {Py_tp_methods, remote_methods},
+    {Py_tp_getset, remote_attributes},
     {0, NULL},
 };
 

@@ -1,9 +1,10 @@
-"""The process that an isolated parser runs in: ``python -m proxylib.sandbox.worker FD``.
+"""The process that an isolated parser runs in: ``python -m proxylib.sandbox.worker FD [anew]``.
 
 Reads one filter configuration (a JSON line) from its input, says ``ready`` and the
 parser's time budget on its output, and serves its host through the memory FD until
-the host is gone (native/isolate.c).  It has its own policy stream; its log goes
-through the host.  What it may use of the machine is bounded, whatever its parser does.
+the host is gone (native/isolate.c).  With ``anew`` it is to take the place of one that
+runs, and refuses code that a reload (proxylib.reload) would refuse.  It has its own
+policy stream; its log goes through the host.  What it may use of the machine is bounded, whatever its parser does.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from pathlib import Path
 
 import proxylib_native
 
-from proxylib import embed, limits
+from proxylib import embed, limits, npds
 from proxylib.connection import Connection
-from proxylib.errors import ProxylibError
+from proxylib.embed import FilterConfig
+from proxylib.errors import ProxylibError, RegistrationError
 from proxylib.instance import log_prefix
+from proxylib.parser import ClassFactory
 from proxylib.registry import get_parser_factory
+from proxylib.reload import author_story, forget_bytecode, self_check
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve one host, until it is gone."""
-    memory = int(sys.argv[1])
+    memory, anew = int(sys.argv[1]), sys.argv[2:] == ["anew"]
     # When the host is killed; when it closes its end, that is its wish.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     config = sys.stdin.buffer.readline()
@@ -39,7 +43,7 @@ def main() -> None:
     proxylib_native.collect_log()
     embed.start()
     try:
-        filters = embed.local_config(embed.read_config(b"", config))
+        filters = _load(config, anew)
     except ProxylibError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         raise SystemExit(1) from None
@@ -58,6 +62,29 @@ def main() -> None:
         return None if connection is None else (connection, log_prefix(connection))
 
     proxylib_native.serve(memory, open_connection)
+
+
+def _load(config: bytes, anew: bool) -> FilterConfig:
+    """The filter of a configuration. Raises ProxylibError."""
+    values = embed.read_config(b"", config)
+    if not anew:
+        return embed.local_config(values)
+    forget_bytecode(values["parser"], map(Path, values.get("parser_modules", [])))
+    try:
+        filters = embed.local_config(values)
+    except RegistrationError as error:
+        if error.__cause__ is None:
+            raise
+        story = author_story(error.__cause__)
+        raise RegistrationError(f"the new code does not load:\n{story}") from None
+    factory = get_parser_factory(filters.parser)
+    if isinstance(factory, ClassFactory):
+        self_check(factory)
+    client = filters.instance.client
+    refused = client.refused.get(npds.POLICY_TYPE) if client is not None else None
+    if refused:
+        raise RegistrationError(f"the new code does not know a rule that is in force: {refused}")
+    return filters
 
 
 def _end_with_host() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -19,6 +22,8 @@ from proxylib.control import ask
 from proxylib.errors import ProxylibError
 from proxylib.proto.accesslog_pb2 import LogEntry
 from tests.serving import serving
+
+T = TypeVar("T")
 
 CODE = """
 from proxylib import FramedParser, Message, lines, parser
@@ -49,11 +54,12 @@ def write(path: Path, version: int, more: str = "") -> None:
     path.write_text(CODE.format(version=version, more=more))
 
 
-def until(true: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+def until(true: Callable[[], T], what: str, timeout: float = 30.0) -> T:
     deadline = time.monotonic() + timeout
-    while not true():
+    while not (found := true()):
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
+    return found
 
 
 class Stage:
@@ -71,10 +77,18 @@ class Stage:
     def reload(self, drain: float | None = None) -> None:
         reload_everywhere("versioned", self.proxy.control, drain)
 
-    def generations(self) -> dict[str, int]:
+    def status(self) -> dict[str, Any]:
         parsers = ask(self.proxy.control, {"command": "status"})["parsers"]
-        counts: dict[str, int] = parsers["versioned"]["generations"]
+        found: dict[str, Any] = parsers["versioned"]
+        return found
+
+    def generations(self) -> dict[str, int]:
+        counts: dict[str, int] = self.status()["generations"]
         return counts
+
+    def processes(self) -> dict[int, int]:
+        """The connections of each process of the parser."""
+        return {each["pid"]: each["connections"] for each in self.status()["processes"]}
 
     def versions(self) -> list[str]:
         return [entry.generic_l7.fields["version"] for entry in self.log]
@@ -92,7 +106,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: object) -> I
             parser=choose_parser(str(code)),
             listen=Address.parse("127.0.0.1:0", any_port=True),
             upstream=stack.enter_context(serving()),
-            reload=getattr(request, "param", False),
+            **getattr(request, "param", {}),
         )
         proxy = Proxy(config, on_entries=log.extend, on_event=events.append)
         yield Stage(stack.enter_context(proxy), code, log, events)
@@ -173,7 +187,7 @@ def test_what_has_not_ended_when_the_drain_time_is_over_is_closed(stage: Stage) 
     assert stage.log[-1].generic_l7.fields["status"].startswith("Connection closed: parser")
 
 
-@pytest.mark.parametrize("stage", [True], indirect=True)
+@pytest.mark.parametrize("stage", [{"reload": True}], indirect=True)
 def test_edits_are_taken_up(stage: Stage) -> None:
     write(stage.code, 2)
     until(lambda: any(e.kind == "reloaded" for e in stage.events), "not reloaded")
@@ -188,3 +202,110 @@ def test_edits_are_taken_up(stage: Stage) -> None:
 def test_which_code_is_a_parsers() -> None:
     assert code_of("r2d2").name == "r2d2.py"
     assert code_of("kafka").name == "kafka"
+
+
+isolated = pytest.mark.parametrize("stage", [{"sandbox": {"isolation": "process"}}], indirect=True)
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+@isolated
+def test_connections_of_a_process_stay_with_it_until_they_end(stage: Stage) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(stage.connect()) for _ in range(20)]
+        for number, client in enumerate(clients):
+            exchange(client, b"first\nhalf %d" % number, b"first\n")
+        (first,) = stage.processes()
+        seen = [first]
+        for version in range(2, 6):
+            write(stage.code, version)
+            stage.reload()
+            with stage.connect() as new:
+                exchange(new, b"new\n", b"new\n")
+                newest = next(iter(stage.processes()))
+                assert newest not in seen
+                seen.append(newest)
+        # Those between had nobody left.
+        until(lambda: list(stage.processes()) == [seen[-1], first], "processes are left")
+        assert all(gone(pid) for pid in seen[1:-1])
+        assert stage.processes()[first] == len(clients)
+        assert stage.generations() == {"5": 0, "1": len(clients)}
+        for number, client in enumerate(clients):
+            exchange(client, b" whole\n", b"half %d whole\n" % number)
+    until(lambda: gone(first), "the first process is left")
+    assert list(stage.processes()) == [seen[-1]]
+    until(lambda: len(stage.log) == 44, "log entries are missing")
+    fields = [entry.generic_l7.fields for entry in stage.log]
+    assert sum(entry["version"] == "1" for entry in fields) == 40
+    assert [f["version"] for f in fields if f["frame"] == "new"] == ["2", "3", "4", "5"]
+    assert stage.proxy.envoy.returncode is None
+
+
+REFUSED = {
+    "x = (\n": "SyntaxError",
+    "import nothing.there\n": "ModuleNotFoundError",
+    "x = 1\n": "registers no parser",
+    "def fails():\n    return [][1]\n\nfails()\n": "line 2, in fails\n.*\n.*\nIndexError",
+    CODE.format(
+        version=2,
+        more="    @classmethod\n    def self_check(cls):\n        raise ValueError('unfit')",
+    ): "fails its own check:\n.*\n.*\nValueError: unfit",
+}
+
+
+@isolated
+def test_broken_code_is_refused_by_its_process(stage: Stage) -> None:
+    with stage.connect() as client:
+        exchange(client, b"a\n", b"a\n")
+        before = stage.processes()
+        for code, message in REFUSED.items():
+            stage.code.write_text(code)
+            with pytest.raises(ProxylibError, match=message):
+                ask(stage.proxy.control, {"command": "reload", "parser": "versioned"})
+            assert stage.processes() == before
+        exchange(client, b"b\n", b"b\n")
+        with stage.connect() as new:
+            exchange(new, b"new\n", b"new\n")
+    until(lambda: stage.versions() == ["1"] * 3, "log entries are missing")
+
+
+@isolated
+def test_a_process_ends_when_its_drain_time_is_over(stage: Stage) -> None:
+    with stage.connect() as idle, stage.connect() as busy:
+        exchange(idle, b"a\n", b"a\n")
+        exchange(busy, b"a\n", b"a\n")
+        (old,) = stage.processes()
+        write(stage.code, 2)
+        stage.reload(drain=0.5)
+        idle.settimeout(10)
+        assert idle.recv(10) == b""
+        assert busy.recv(10) == b""
+        until(lambda: gone(old), "the process is left")
+        with stage.connect() as new:
+            exchange(new, b"new\n", b"new\n")
+    until(lambda: len(stage.log) == 5, "log entries are missing")
+    statuses = [entry.generic_l7.fields["status"] for entry in stage.log[2:4]]
+    assert all(status.startswith("Connection closed: parser") for status in statuses)
+    assert stage.versions()[-1] == "2"
+
+
+@isolated
+def test_the_new_process_is_started_again_with_the_new_code(stage: Stage) -> None:
+    write(stage.code, 2)
+    stage.reload()
+    (pid,) = until(lambda: len(stage.processes()) == 1 and stage.processes(), "the old process")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid), "the process is left")
+
+    def served() -> bool:
+        with stage.connect() as client:
+            client.sendall(b"a\n")
+            with suppress(ConnectionResetError):
+                return client.recv(10) == b"a\n"
+        return False
+
+    until(served, "no new process")
+    assert pid not in stage.processes()
+    until(lambda: stage.versions()[-1:] == ["2"], "old code")

@@ -30,6 +30,9 @@ SHARED_BYTES: int
 class Remote:
     """A worker process, seen from its host (native/isolate.c)."""
 
+    connections: int
+    """How many it has."""
+
     def __init__(self, memory: int, pid: int, pidfd: int, log: object | None, /) -> None: ...
     def open(self, request: bytes, budget: int, /) -> tuple[int, bool, bytes] | None:
         """Have the worker open a connection: what it is called there, whether its parser
