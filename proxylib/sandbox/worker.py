@@ -4,7 +4,8 @@ Reads one filter configuration (a JSON line) from its input, says ``ready`` and 
 parser's time budget on its output, and serves its host through the memory FD until
 the host is gone (native/isolate.c).  With ``anew`` it is to take the place of one that
 runs, and refuses code that a reload (proxylib.reload) would refuse.  It has its own
-policy stream; its log goes through the host.  What it may use of the machine is bounded, whatever its parser does.
+policy stream; its log goes through the host.  What it may use of the machine is bounded, whatever
+its parser does.
 """
 
 from __future__ import annotations
