@@ -143,6 +143,7 @@ class ControlServer:
         self._on_change = on_change
         self._watcher: threading.Thread | None = None
         self._read_stamps: _Stamps = {}
+        """The files as they were when they were last read."""
         self._stop_watching = threading.Event()
 
     def start(self) -> Sequence[Problem]:
@@ -349,6 +350,7 @@ class ControlServer:
     def _read_files(self) -> _Sources:
         problems: list[Problem] = []
         policies: list[Path] = []
+        self._read_stamps = self._stamps()
         for path in self._policy_paths:
             try:
                 policies += _yaml_files(path)

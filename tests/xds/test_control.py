@@ -345,3 +345,26 @@ def test_an_edit_before_the_watch_is_up_is_taken_up(
         files[0].write_text(POLICY.replace("HALT", "RESET"))
         edited.set()
         assert eventually(lambda: control.status().revision == 2)
+
+
+def test_without_an_edit_the_files_are_read_once(
+    short_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = threading.Event()
+
+    def turns(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield set()
+        yield set()
+        turned.set()
+
+    monkeypatch.setattr("xds.control.watch", turns)
+    changes: list[object] = []
+    with ControlServer(
+        short_path / "xds.sock",
+        [files[0]],
+        files[1],
+        watch_files=True,
+        on_change=changes.append,
+    ):
+        assert turned.wait(10)
+    assert not changes
