@@ -281,6 +281,7 @@ class Connection:
 
         question: a coroutine, run by asyncio; true or false is the answer.  timeout:
         seconds until `otherwise` is the answer; it is, too, if the coroutine raises.
+
         The parser returns WAIT while the answer is not `ready`, and is then called
         again with the same data; other connections go on.
         """

@@ -65,7 +65,7 @@ SECTIONS = {
 
 SHOWN = {
     # Of these, only what authors use; the rest is the engine's and its hosts'.
-    "Connection": "matches matcher log inject ask decision sends_both_ways monotonic_ns "
+    "Connection": "matches matcher log inject ask decision config sends_both_ways monotonic_ns "
     "parser_name ingress src_id dst_id src_addr dst_addr port policy_name",
 }
 
@@ -222,7 +222,7 @@ def _paragraph(text: str, names: list[str]) -> str:
         return text
     text = re.sub(r"``(.+?)``", r"`\1`", text).replace("::", ":")
     some = "|".join(map(re.escape, names)) or "(?!)"
-    parts = re.split(rf"(?:^|(?<=\.) {{2}})((?:{some})(?:, (?:{some}))*): ", text, flags=re.M)
+    parts = re.split(rf"(?:^|(?<=\.)\s+)((?:{some})(?:, (?:{some}))*):\s", text, flags=re.M)
     first, *pairs = parts
     listed = (
         f"- {name}: {' '.join(about.split())}"

@@ -13,5 +13,5 @@ pytestmark = pytest.mark.timeout(300)
 def test_all_that_it_says(reader: Reader) -> None:
     reader.follow(DOCS / "author-guide.md")
     assert reader.seen.count("python test") == 2
-    assert reader.seen.count("sh background") == 2
+    assert reader.seen.count("sh background") == 3
     assert reader.seen.count("sh") >= 6
