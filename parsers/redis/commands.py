@@ -100,4 +100,4 @@ def command_of(args: list[bytes]) -> Command:
     if name in CONTAINERS and len(args) > 1:
         return find(name + b"|" + args[1].upper())
     # A name with the separator in it would be taken for a subcommand's.
-    return find(name) if b"|" not in name else Command(name, elsewhere=True, known=False)
+    return find(name.replace(b"|", b"\\x7c"))
