@@ -20,7 +20,7 @@ from proxylib import DROP, INJECT, MORE, PASS, EntryType, ParserError
 MAX_ARGUMENTS = 1 << 20
 """Most arguments of a request."""
 
-MAX_SEEN = 1 << 16
+MAX_SEEN = 1 << 15
 """Most arguments that are read to find a request's keys, so that one request takes no
 longer than a parser's call may."""
 
