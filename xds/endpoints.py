@@ -117,23 +117,7 @@ class _Endpoint(Shape):
         labels = labels_of(self.labels)
         if self.namespace is not None:
             labels.append(Label(POD_NAMESPACE, self.namespace, K8S))
-        found = label_set(labels)
-        for label in found:
-            if label.source in _OF_ADDRESSES:
-                raise ValueError(
-                    f"{label}: labels of {label.source}: are those of addresses outside"
-                )
-        reserved = [label for label in found if label.source == RESERVED]
-        own = [label for label in reserved if label.key not in _BESIDE]
-        for label in reserved:
-            if label.value or label.key not in (*RESERVED_IDENTITIES, *_BESIDE):
-                known = ", ".join((*RESERVED_IDENTITIES, *_BESIDE))
-                raise ValueError(f"{label} is no reserved label; these are {known}")
-        if len(own) > 1:
-            raise ValueError(f"{own[0]} and {own[1]} are two identities")
-        if own and len(found.labels) > 1 and own[0].key not in _NODES:
-            raise ValueError(f"{own[0]} stands alone; only {' and '.join(_NODES)} have others")
-        return found
+        return endpoint_labels(labels)
 
     def named_ports(self) -> tuple[NamedPort, ...]:
         if isinstance(self.ports, dict):
@@ -149,7 +133,30 @@ _BESIDE = ("kube-apiserver", "ingress")
 
 
 _OF_ADDRESSES = ("cidr", "fqdn")
-"""Sources of labels that say what an address is, and so are not for files to hand out."""
+"""Sources of labels that say what an address is, and so are not for others to hand out."""
+
+
+def endpoint_labels(labels: Iterable[Label]) -> LabelSet:
+    """`labels` as those of an endpoint.
+
+    Raises ValueError for two of one key, for those of addresses outside, and for a
+    reserved one beside others that it cannot stand beside.
+    """
+    found = label_set(labels)
+    for label in found:
+        if label.source in _OF_ADDRESSES:
+            raise ValueError(f"{label}: labels of {label.source}: are those of addresses outside")
+    reserved = [label for label in found if label.source == RESERVED]
+    own = [label for label in reserved if label.key not in _BESIDE]
+    for label in reserved:
+        if label.value or label.key not in (*RESERVED_IDENTITIES, *_BESIDE):
+            known = ", ".join((*RESERVED_IDENTITIES, *_BESIDE))
+            raise ValueError(f"{label} is no reserved label; these are {known}")
+    if len(own) > 1:
+        raise ValueError(f"{own[0]} and {own[1]} are two identities")
+    if own and len(found.labels) > 1 and own[0].key not in _NODES:
+        raise ValueError(f"{own[0]} stands alone; only {' and '.join(_NODES)} have others")
+    return found
 
 
 MAX_ENDPOINTS = 65535

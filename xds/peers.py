@@ -29,6 +29,9 @@ MAX_NAMES = 10_000
 MAX_ADDRESSES = 1_000
 """Addresses of one DNS name that are remembered at a time."""
 
+MAX_PREFIXES = 65_536
+"""Prefixes that have identities at a time; a name's and a service's addresses count too."""
+
 
 class Peers:
     """The peers in use, and whom they mean.
@@ -139,11 +142,18 @@ class Peers:
         """Give identities to the prefixes that peers tell apart: the new ones by number,
         and those that are needed no more, which keep theirs for a while.
 
-        Raises ConfigError if one cannot be had; the next call tries again.
+        Raises ConfigError if one cannot be had, or a bound is passed; the next call tries
+        again.
         """
         touched = self.cache.prefixes_to_check()
         new = [p for p in touched if self.cache.needs(p) and p not in self._prefixes]
+        old = [p for p in touched if not self.cache.needs(p) and p in self._prefixes]
         try:
+            if len(new) > len(old) and len(self._prefixes) + len(new) - len(old) > MAX_PREFIXES:
+                raise ConfigError(
+                    f"more than {MAX_PREFIXES} prefixes (CIDRs, their exceptions, and "
+                    "addresses of DNS names and services) are told apart"
+                )
             numbers = self._identities.acquire(map(prefix_labels, new))
         except ConfigError:
             self.cache.check_prefixes(touched)
@@ -153,7 +163,6 @@ class Peers:
             labels = prefix_labels(prefix)
             self._prefixes[prefix] = numbers[labels]
             came[numbers[labels]] = labels
-        old = [p for p in touched if not self.cache.needs(p) and p in self._prefixes]
         unneeded = {prefix: self._prefixes.pop(prefix) for prefix in old}
         self._identities.release(map(prefix_labels, unneeded))
         return came, unneeded

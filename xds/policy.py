@@ -12,7 +12,8 @@ list (`Policy.default_deny`) if the document says so or has a rule in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, TypeAlias
 
@@ -23,6 +24,9 @@ from xds.source import Origin, Problem
 Protocol = Literal["TCP", "UDP", "SCTP", "ANY"]
 
 Prefix: TypeAlias = IPv4Network | IPv6Network
+
+Network: TypeAlias = tuple[int, int, int]
+"""A prefix in numbers: IP version, length, and the bits that it fixes."""
 
 L7Pairs = tuple[tuple[str, str], ...]
 """One L7 rule: its keys and values, in the document's order."""
@@ -38,15 +42,37 @@ class Cidr:
 
     prefix: Prefix
     excepts: tuple[Prefix, ...] = ()
+    # There may be thousands of exceptions, each with an identity to be asked about.
+    _without: frozenset[Network] = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_without", frozenset(map(network_of, self.excepts)))
+        object.__setattr__(self, "_hash", hash((self.prefix, self._without)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def selects(self, prefix: Prefix) -> bool:
         """True if the identity of `prefix` is one of this rule's."""
-        return _within(prefix, self.prefix) and not any(_within(prefix, e) for e in self.excepts)
+        return _within(prefix, self.prefix) and self._without.isdisjoint(networks_around(prefix))
 
     def __str__(self) -> str:
         if not self.excepts:
             return str(self.prefix)
         return f"{self.prefix} except {', '.join(map(str, self.excepts))}"
+
+
+def network_of(prefix: Prefix) -> Network:
+    """`prefix` in numbers."""
+    length = prefix.prefixlen
+    return prefix.version, length, int(prefix.network_address) >> (prefix.max_prefixlen - length)
+
+
+def networks_around(prefix: Prefix) -> Iterator[Network]:
+    """Every network that `prefix` lies in, itself too."""
+    version, own, bits = network_of(prefix)
+    return ((version, length, bits >> (own - length)) for length in range(own + 1))
 
 
 def _within(inner: Prefix, outer: Prefix) -> bool:

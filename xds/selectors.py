@@ -17,15 +17,15 @@ from typing import TypeAlias, TypeVar
 from xds.fqdn import Fqdn
 from xds.identity import prefix_of
 from xds.labels import LabelSet, Operator, Selector
-from xds.policy import Cidr, Peer, Prefix, Service
+from xds.policy import Cidr, Network, Peer, Prefix, Service, network_of, networks_around
 
 Direct: TypeAlias = Selector | Cidr
 Indirect: TypeAlias = Fqdn | Service
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-Handle: TypeAlias = tuple[str, str] | tuple[str] | tuple[int, int, int]
-"""A label's key and value, a label's key, or a network: version, prefix length, bits."""
+Handle: TypeAlias = tuple[str, str] | tuple[str] | Network
+"""A label's key and value, a label's key, or a network."""
 
 
 MAX_UNIONS = 1 << 17
@@ -39,17 +39,13 @@ def offers(labels: LabelSet) -> Iterator[Handle]:
         yield (label.key,)
     prefix = prefix_of(labels)
     if prefix is not None:
-        bits = int(prefix.network_address)
-        for length in range(prefix.prefixlen + 1):
-            yield (prefix.version, length, bits >> (prefix.max_prefixlen - length))
+        yield from networks_around(prefix)
 
 
 def asks(peer: Direct) -> Collection[Handle] | None:
     """Handles of which an identity has at least one if `peer` means it; None: not known."""
     if isinstance(peer, Cidr):
-        shift = peer.prefix.max_prefixlen - peer.prefix.prefixlen
-        bits = int(peer.prefix.network_address) >> shift
-        return [(peer.prefix.version, peer.prefix.prefixlen, bits)]
+        return [network_of(peer.prefix)]
     best: Collection[Handle] | None = None
     for need in peer.requirements:
         if need.operator is Operator.IN:

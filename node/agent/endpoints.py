@@ -8,8 +8,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from node.agent.documents import show_label
-from xds.endpoints import Endpoint, Enforcement, NamedPort
-from xds.identity import RESERVED_IDENTITIES, reserved_number
+from xds.endpoints import Endpoint, Enforcement, NamedPort, endpoint_labels
 from xds.labels import LabelSet, label_set, parse_label
 from xds.services import normal_address
 
@@ -120,12 +119,7 @@ def make_endpoint(
 def normal_labels(texts: Iterable[str]) -> tuple[str, ...]:
     """Labels in their normal spelling, sorted. Raises EndpointError."""
     try:
-        labels = label_set(map(parse_label, texts))
+        labels = endpoint_labels(map(parse_label, texts))
     except ValueError as error:
         raise EndpointError(str(error)) from error
-    if labels.reserved and reserved_number(labels) is None:
-        raise EndpointError(
-            f"a reserved: label stands alone (but for the host's), and is one of "
-            f"{', '.join(RESERVED_IDENTITIES)}"
-        )
     return tuple(show_label(label) for label in labels)

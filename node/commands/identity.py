@@ -29,7 +29,7 @@ def list_command(socket_path: Path | None, as_json: bool) -> None:
 
 
 @command.command("get")
-@click.argument("number", type=click.IntRange(0, (1 << 24) - 1), metavar="ID")
+@click.argument("number", type=click.IntRange(0), metavar="ID")
 @remote
 def get(number: int, socket_path: Path | None, as_json: bool) -> None:
     """Print the labels of one identity. Exit status 1: there is no such one."""

@@ -575,6 +575,29 @@ def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.change(Change(names={"c": [*one, ip_address("192.0.2.2")]}))
 
 
+def test_prefixes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes the bound changes nothing; what takes others' place is no more than before."""
+    monkeypatch.setattr("xds.peers.MAX_PREFIXES", 3)
+    engine = Engine()
+    engine.change(endpoint(1, "app=a"))
+
+    def allow(*prefixes: str) -> Change:
+        text = (
+            "kind: CiliumNetworkPolicy\nmetadata: {name: p}\nspec:\n"
+            f"  endpointSelector: {{}}\n  ingress: [{{fromCIDR: [{', '.join(prefixes)}]}}]\n"
+        )
+        return Change(policies={"p": load_policies(read_documents("p.yaml", text))})
+
+    engine.change(allow("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"))
+    held = engine.addresses()
+    with pytest.raises(ConfigError, match="more than 3 prefixes"):
+        engine.change(allow("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16"))
+    assert engine.addresses() == held
+    assert {n for n, _, _ in engine.map_state(1).entries() if n} == set(held.values()) - {256}
+    engine.change(allow("10.4.0.0/16", "10.5.0.0/16", "10.6.0.0/16"))
+    assert len(engine.addresses()) == 4
+
+
 def test_an_identity_that_is_unused_goes_after_the_delay() -> None:
     now = [0.0]
     engine = Engine(Identities(delay=10, clock=lambda: now[0]))

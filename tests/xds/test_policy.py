@@ -47,6 +47,16 @@ def test_an_address_is_that_of_its_longest_prefix(
         assert (longest is not None and cidr.selects(longest)) == said
 
 
+def test_thousands_of_exceptions() -> None:
+    """Each has an identity, which is asked about: that must not be every one times every one."""
+    parts = list(ip_network("10.0.0.0/8").subnets(new_prefix=23))[:-1]
+    cidr = Cidr(ip_network("10.0.0.0/8"), tuple(parts))
+    assert not any(map(cidr.selects, parts))
+    assert cidr.selects(ip_network("10.255.254.0/23"))
+    meant = {Cidr(ip_network("10.0.0.0/8"), tuple(parts)): n for n in range(100)}
+    assert meant == {cidr: 99}
+
+
 @pytest.mark.parametrize(
     ("entity", "reserved"),
     [

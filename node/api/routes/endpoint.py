@@ -15,6 +15,7 @@ from node.api import models, views
 from node.api.context import node_of
 from node.api.problems import responses
 from xds.endpoints import NamedPort
+from xds.identity import LOCAL
 
 router = APIRouter(tags=["endpoint"])
 
@@ -147,7 +148,7 @@ def list_identities(node: OurNode) -> list[models.Identity]:
 
 @router.get("/identity/{number}", operation_id="getIdentity", responses=_NOT_THERE)
 def get_identity(
-    node: OurNode, number: Annotated[int, Path(ge=0, le=(1 << 24) - 1)]
+    node: OurNode, number: Annotated[int, Path(ge=0, le=LOCAL.last)]
 ) -> models.Identity:
     """One identity."""
     for identity in views.identities(node):

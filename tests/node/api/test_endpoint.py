@@ -81,6 +81,10 @@ def test_enforcement_follows_policies_and_labels(agent: Agent) -> None:
         {"addresses": ["10.0.0.1"], "labels": ["a b"]},
         {"addresses": ["10.0.0.1"], "labels": ["a=1", "a=2"]},
         {"addresses": ["10.0.0.1"], "labels": ["reserved:world", "a=2"]},
+        {"addresses": ["10.0.0.1"], "labels": ["reserved:nobody"]},
+        {"addresses": ["10.0.0.1"], "labels": ["cidr:10.0.0.0/8"]},
+        {"addresses": ["10.0.0.1"], "labels": ["cidr:anything"]},
+        {"addresses": ["10.0.0.1"], "labels": ["fqdn:example.com"]},
         {"addresses": ["10.0.0.1"], "labels": ["x" * 2000]},
         {"addresses": ["10.0.0.1"], "labels": ["a\u0000b"]},
         {"addresses": ["10.0.0.1"], "id": 0},
@@ -95,6 +99,8 @@ def test_what_is_no_endpoint(agent: Agent, request_: object) -> None:
     assert answer.status_code == 422, answer.text
     assert answer.json()["detail"]
     assert agent.get("/endpoint") == []
+    # Nor has anybody been numbered for it.
+    assert {identity["id"] for identity in agent.get("/identity")} == set(range(7))
 
 
 def test_an_address_belongs_to_one(agent: Agent) -> None:
@@ -156,3 +162,16 @@ def test_ports_by_name(agent: Agent) -> None:
     assert agent.add_endpoint("10.0.0.3", ports=twice).status_code == 422
     wrong = agent.cli("endpoint", "add", "--address", "10.0.0.4", "--port", "80")
     assert wrong.exit_code == 2
+
+
+def test_a_prefix_has_an_identity_to_be_asked_for(agent: Agent) -> None:
+    agent.add_endpoint("10.0.0.1", "k8s:app=r2d2")
+    text = (
+        "kind: CiliumNetworkPolicy\nmetadata: {name: outside}\n"
+        "spec: {endpointSelector: {}, ingress: [{fromCIDR: [192.0.2.0/24]}]}"
+    )
+    assert agent.http.put("/policy", content=text).status_code == 200
+    (number,) = (e["identity"] for e in agent.get("/ip") if e["cidr"] == "192.0.2.0/24")
+    assert number > 1 << 24
+    assert agent.get(f"/identity/{number}")["labels"] == ["cidr:192.0.2.0/24", "reserved:world"]
+    assert agent.http.get(f"/identity/{1 << 25}").status_code == 422
