@@ -36,7 +36,7 @@ SET_SIZE = 64
 """Most regexes in one RE2 set: its automaton has a bounded memory, and says "no match"
 when it is used up."""
 
-_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED = 1024
 _MAX_REMEMBERED_TEXT = 256
 
 

@@ -22,11 +22,12 @@ _MAX_MEM = 8 << 20
 """RE2's memory budget per program, bytes (its own default)."""
 
 
-_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED = 1024
 _MAX_REMEMBERED_TEXT = 256
 """Answers that a test remembers, and the longest text remembered, bytes: a call
 through RE2's binding costs several times the match itself, and traffic repeats
-itself (hot keys, a handful of tables or topics)."""
+itself (hot keys, a handful of tables or topics). More would not fit the processor's
+cache, and cost those that are new more than they save."""
 
 
 MAX_PATTERN = 64 << 10
