@@ -85,6 +85,7 @@ _META_GETS = re.compile(
 _META_REPLY = re.compile(
     rb"(?:(EN|HD(?: [^\r\n]{0,256})?)|VA ([0-9]{1,10})(?: [^\r\n]*)?)\r\n"
 ).match
+_SHORT_META = {b"EN\r\n": b"EN", b"HD\r\n": b"HD"}
 _PLAIN_VALUE = re.compile(rb"VALUE [^\n ]+ [0-9]+ ([0-9]{1,10})\r\n").match
 _MANY_KEYS = re.compile(rb" *(?:b?gets?|gats?) ")
 _G, _S, _M, _V = b"gsmV"
@@ -278,6 +279,7 @@ class TextProtocol:
         clock.start()
         pending = self._pending
         log = self._connection.log if self._connection.logged else None
+        short_meta = _SHORT_META.get
         start, position, size = 0, 0, len(data)
         while position < size:
             owed = pending[0] if pending else NOTHING
@@ -306,6 +308,14 @@ class TextProtocol:
                 start = self._pass(start, position, ops)
                 self._answer_denied(ops)
                 continue
+            elif (
+                kind == META
+                and owed[2] is None
+                and not self._value_end
+                and not self._streaming
+                and (status := short_meta(data[position : position + 4], b""))
+            ):
+                end = position + 4
             elif (
                 kind == META
                 and owed[2] is None
