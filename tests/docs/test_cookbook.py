@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socketserver
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,16 @@ import pytest
 
 from proxylib import registry
 from proxylib.registry import load_parser_file
+from proxylib.sandbox import Settings
 from proxylib.testing import Host, check_chunking, check_dialogue, check_parser
 from tests.docs.pages import BLOCK, DOCS
+from tests.serving import serving
 
 RECIPES = sorted((DOCS / "recipes").glob("*.py"))
 PAGE = (DOCS / "cookbook.md").read_text()
 
 ORDER = ["binary", "text", "pairs", "streams", "order", "packed", "starttls"]
+LAST = ["recipe.starttls", "recipe.asking"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,7 +51,7 @@ def test_the_dialogues_of_the_page() -> None:
             played.append(name)
         else:
             name = f"recipe.{Path(info).stem}"
-    assert played == [*(f"recipe.{name}" for name in ORDER), "recipe.starttls"]
+    assert played == [*(f"recipe.{name}" for name in ORDER), *LAST]
 
 
 def binary(opcode: int, key: bytes, value: bytes = b"") -> bytes:
@@ -70,6 +74,7 @@ SAMPLES = {
     "recipe.streams": [stream(1, b"t"), stream(2, b"u"), stream(1, b"", 1)],
     "recipe.order": [b"GET a\r\n", b"+OK\r\n"],
     "recipe.packed": [packed(zlib.compress(b"GET a")), packed(b"GET a", 0)],
+    "recipe.asking": [b"GET a\r\n"],
     "recipe.starttls": [b"220 hello\r\n", b"EHLO me\r\n", b"STARTTLS\r\n", b"\x16\x03\x01"],
 }
 
@@ -179,3 +184,18 @@ def test_a_starttls_that_the_server_refuses_changes_nothing() -> None:
     host.server(b"454 no\r\n")
     host.client(b"STARTTLS\r\n")
     assert len(host.log) == 2
+
+
+class Judge(socketserver.StreamRequestHandler):
+    """Lets everybody GET."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"yes\n" if self.rfile.readline() == b"may GET\n" else b"no\n")
+
+
+def test_a_service_decides() -> None:
+    with serving(Judge) as service:
+        settings = Settings(config={"service": str(service)}, time_budget=60)
+        host = Host("recipe.asking", settings=settings)
+        assert host.client(b"GET a\r\nSET a\r\nGET b\r\n") == b"GET a\r\nGET b\r\n"
+        assert host.take(True) == b"-not allowed\r\n"
