@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from proxylib import Connection, ParserError
 
-MAX_PENDING = 1 << 18
-"""Most replies owed to one client: more requests than Envoy's and the kernel's buffers
-hold between client and server."""
+MAX_PENDING = 1 << 17
+"""Most replies owed to one client: as many requests as Envoy's and the kernel's buffers
+hold between client and server. They take less than half of limits.MEMORY_BUDGET."""
 
 PROTO = "redis"
 """What log entries call the protocol."""
