@@ -69,6 +69,7 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
         "identity": ("node.commands.identity", "Security identities and their labels."),
         "ip": ("node.commands.ip", "Which identity an address has."),
         "fqdn": ("node.commands.fqdn", "What is known of DNS names."),
+        "service": ("node.commands.service", "Services, for the toServices of policies."),
         "xds": ("node.commands.xds", "Who gets policies, and what they made of them."),
         "metrics": ("node.commands.metrics", "The agent's counters."),
         "status": ("node.commands.status", "How the agent and its parts are."),

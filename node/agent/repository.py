@@ -1,9 +1,10 @@
 """What is in force on this node, and how it changes.
 
-`State` is everything that the agent was told: documents (by REST or from files) and
-endpoints.  A change makes the next state of it, has the control server check and
-publish that, and is on the disk before it is answered; or nothing has changed and the
-error says why.  One change is made at a time, in the order of their revisions.
+`State` is everything that the agent was told: documents (by REST or from files),
+endpoints, DNS names and services.  A change makes the next state of it, has the control
+server check and publish that, and is on the disk before it is answered; or nothing has
+changed and the error says why.  One change is made at a time, in the order of their
+revisions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 
 from node.agent.documents import PolicyDocument, load_documents, parse_labels
 from node.agent.endpoints import (
@@ -24,19 +24,22 @@ from node.agent.endpoints import (
     normal_labels,
 )
 from node.agent.redirects import NodeRedirects
-from node.agent.state import PolicyFile, State, changed_items, differences, load_state
+from node.agent.state import PolicyFile, State, changed_items, load_state
 from node.agent.store import Store
+from node.agent.transition import change_of, refuse_twice
 from proxylib.errors import ConfigError
 from xds.control import ControlServer
 from xds.endpoints import Enforcement, NamedPort
-from xds.engine import Change
 from xds.fqdn import match_name
 from xds.lint import lint
-from xds.services import normal_address
-from xds.source import DocumentError, Problem
+from xds.services import ServiceEntry, ServiceTable, normal_address
+from xds.source import Problem
 
 MAX_DOCUMENTS = 20_000
 """Most documents by REST, and most files. A policy has a handful of rules."""
+
+MAX_SERVICES = 10_000
+"""Most services: what a cluster is built for (Kubernetes, "Considerations for large clusters")."""
 
 
 class UnknownPolicy(LookupError):
@@ -45,6 +48,10 @@ class UnknownPolicy(LookupError):
 
 class UnknownName(LookupError):
     """The DNS name is not known."""
+
+
+class UnknownService(LookupError):
+    """There is no such service."""
 
 
 class NotOurs(Exception):
@@ -107,7 +114,7 @@ class Repository:
             if len(after) > MAX_DOCUMENTS:
                 raise Full(f"there are {MAX_DOCUMENTS} policies already")
             following = replace(state, documents=after)
-            _refuse_twice(state, following)
+            refuse_twice(state, following)
             return following
 
         revision = self._change(change)
@@ -163,7 +170,7 @@ class Repository:
             if len(after) > MAX_DOCUMENTS:
                 raise Full(f"there are {MAX_DOCUMENTS} policy files already")
             following = replace(state, files=after)
-            _refuse_twice(state, following)
+            refuse_twice(state, following)
             return following
 
         return Changed(self._change(change), list(files))
@@ -275,6 +282,34 @@ class Repository:
 
         return self._change(change)
 
+    def put_service(self, entry: ServiceEntry) -> int:
+        """Have a service, in place of the one of its namespace and name. The revision."""
+
+        def change(state: State) -> State:
+            services = {**state.services, (entry.namespace or "", entry.name): entry}
+            if len(services) > MAX_SERVICES:
+                raise Full(f"there are {MAX_SERVICES} services already")
+            return replace(state, services=services)
+
+        return self._change(change)
+
+    def service(self, name: str, namespace: str = "") -> ServiceEntry:
+        """One service; namespace empty: the one without. Raises UnknownService."""
+        return _service(self._state, name, namespace)
+
+    def delete_service(self, name: str, namespace: str = "") -> int:
+        """Forget a service: toServices selects nobody by it then. The revision.
+
+        namespace: empty for the one without. Raises UnknownService.
+        """
+
+        def change(state: State) -> State:
+            gone = _service(state, name, namespace)
+            kept = {key: entry for key, entry in state.services.items() if entry is not gone}
+            return replace(state, services=kept)
+
+        return self._change(change)
+
     def resolve_redirects(self) -> None:
         """Move redirects whose proxy port somebody else has. Raises ConfigError."""
         with self._changing:
@@ -297,7 +332,8 @@ class Repository:
     def _read(self, name: str, text: str) -> tuple[list[PolicyDocument], Sequence[Problem]]:
         documents = load_documents(name, text, 0)
         policies = [policy for document in documents for policy in document.policies]
-        return documents, lint(policies, list(self._control.engine.endpoints.values()))
+        services = ServiceTable(self._state.services.values())
+        return documents, lint(policies, list(self._control.engine.endpoints.values()), services)
 
     def _parse_file(self, path: str, text: str) -> PolicyFile:
         return PolicyFile(text, tuple(load_documents(path, text, 0, path)))
@@ -326,7 +362,7 @@ class Repository:
 
     def _enforce(self, before: State, after: State, revision: int) -> None:
         self._control.change(
-            _change_of(before, after),
+            change_of(before, after),
             revision=revision,
             also=lambda changes: self._redirects.update(self._control.engine, changes),
         )
@@ -350,44 +386,18 @@ class Repository:
             return after.revision
 
 
-def _change_of(before: State, after: State) -> Change:
-    """What the engine is to be told."""
-    documents, gone = differences(before.by_key(), after.by_key())
-    endpoints, left = differences(before.endpoints, after.endpoints)
-    names, forgotten = differences(before.names, after.names)
-    return Change(
-        names={name: [*map(ip_address, held)] for name, held in names.items()}
-        | dict.fromkeys(forgotten, ()),
-        policies={key: document.policies for key, document in documents.items()}
-        | dict.fromkeys(gone, ()),
-        endpoints={number: endpoint.for_engine() for number, endpoint in endpoints.items()}
-        | dict.fromkeys(left),
-    )
-
-
-def _refuse_twice(before: State, after: State) -> None:
-    """Raise DocumentError if two places would have a document of one name."""
-    known = set(map(id, before.policies()))
-    found: dict[str, PolicyDocument] = {}
-    problems = []
-    for document in after.policies():
-        other = found.setdefault(document.key, document)
-        if other is not document:
-            new, old = (other, document) if id(document) in known else (document, other)
-            problems.append(
-                Problem(
-                    new.policies[0].origin.place,
-                    f"{new.key} comes from {old.file or 'the API'}; change it there",
-                )
-            )
-    if problems:
-        raise DocumentError(problems)
-
-
 def _endpoint(state: State, number: int) -> NodeEndpoint:
     if number not in state.endpoints:
         raise UnknownEndpoint(f"there is no endpoint {number}")
     return state.endpoints[number]
+
+
+def _service(state: State, name: str, namespace: str) -> ServiceEntry:
+    found = state.services.get((namespace, name))
+    if found is None:
+        where = f"in namespace {namespace!r}" if namespace else "without a namespace"
+        raise UnknownService(f"there is no service {name!r} {where}")
+    return found
 
 
 def _free_number(state: State) -> int:

@@ -10,6 +10,7 @@ from node.agent.documents import PolicyDocument, load_documents
 from node.agent.endpoints import NodeEndpoint
 from node.agent.store import Items, Key
 from proxylib.errors import ConfigError
+from xds.services import ServiceEntry
 from xds.source import DocumentError
 
 K = TypeVar("K")
@@ -32,7 +33,7 @@ class State:
     """Everything that the agent was told. Mappings are never changed, only replaced.
 
     documents: those of the REST API, by key. files: by path. names: the addresses of DNS
-    names, as text.
+    names, as text. services: by namespace (empty for none) and name.
     """
 
     revision: int = 0
@@ -41,6 +42,7 @@ class State:
     files: Mapping[str, PolicyFile] = field(default_factory=dict)
     endpoints: Mapping[int, NodeEndpoint] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    services: Mapping[tuple[str, str], ServiceEntry] = field(default_factory=dict)
 
     def by_key(self) -> dict[str, PolicyDocument]:
         """All documents, files' ones included."""
@@ -81,6 +83,10 @@ def changed_items(before: State, after: State) -> tuple[Items, set[Key]]:
     for name, addresses in names.items():
         write["name", name] = list(addresses)
     delete |= {("name", name) for name in gone}
+    services, ended = differences(before.services, after.services)
+    for place, service in services.items():
+        write["service", "/".join(place)] = service.model_dump(exclude_none=True)
+    delete |= {("service", "/".join(place)) for place in ended}
     return write, delete
 
 
@@ -93,6 +99,7 @@ def load_state(items: Items) -> State:
     files: dict[str, PolicyFile] = {}
     endpoints: dict[int, NodeEndpoint] = {}
     names: dict[str, tuple[str, ...]] = {}
+    services: dict[tuple[str, str], ServiceEntry] = {}
     try:
         for (kind, key), value in items.items():
             if kind == "policy":
@@ -107,6 +114,9 @@ def load_state(items: Items) -> State:
                 endpoints[int(key)] = NodeEndpoint.from_json(int(key), value)
             elif kind == "name":
                 names[key] = tuple(value)
+            elif kind == "service":
+                service = ServiceEntry.model_validate(value)
+                services[service.namespace or "", service.name] = service
         return State(
             revision=int(items.get(_REVISION, 0)),
             next_endpoint=int(items.get(_NEXT, 1)),
@@ -114,6 +124,7 @@ def load_state(items: Items) -> State:
             files=files,
             endpoints=endpoints,
             names=names,
+            services=services,
         )
     except DocumentError as error:
         raise ConfigError(

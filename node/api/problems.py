@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from node.agent.endpoints import AddressTaken, EndpointError, UnknownEndpoint
-from node.agent.repository import Full, NotOurs, UnknownName, UnknownPolicy
+from node.agent.repository import Full, NotOurs, UnknownName, UnknownPolicy, UnknownService
 from node.api.models import ProblemPlace
 from node.api.views import UnknownIdentity
 from proxylib.errors import ConfigError
@@ -41,6 +41,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     UnknownEndpoint: HTTPStatus.NOT_FOUND,
     UnknownIdentity: HTTPStatus.NOT_FOUND,
     UnknownName: HTTPStatus.NOT_FOUND,
+    UnknownService: HTTPStatus.NOT_FOUND,
     NotOurs: HTTPStatus.CONFLICT,
     AddressTaken: HTTPStatus.CONFLICT,
     EndpointError: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -39,7 +39,7 @@ def test_the_document_is_served(agent: Agent) -> None:
         *("/policy/resolve", "/policy/revisions/{revision}"),
         *("/endpoint", "/endpoint/{number}", "/endpoint/{number}/labels"),
         *("/identity", "/identity/{number}", "/ip"),
-        *("/fqdn", "/fqdn/{name}"),
+        *("/fqdn", "/fqdn/{name}", "/service", "/service/{name}"),
         *("/healthz", "/config", "/xds", "/redirects", "/metrics"),
     }
 
