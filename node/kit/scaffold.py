@@ -7,6 +7,7 @@ and its tests pass as they are.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
 from collections.abc import Iterator, Mapping
@@ -70,10 +71,18 @@ def _values(name: str) -> dict[str, str]:
     return {
         "name": name,
         "module": module_name(name),
+        "address": _address(name),
         "distribution": module_name(name).replace("_", "-"),
         # A class may not begin with a digit.
         "class_name": class_name if class_name[:1].isalpha() else f"P{class_name}",
     }
+
+
+def _address(name: str) -> str:
+    """A loopback address for the tests' server: one for each name, so that the tests of
+    two parsers do not get into each other's way."""
+    _, *parts = hashlib.sha256(name.encode()).digest()[:4]
+    return "127." + ".".join(str(1 + part % 254) for part in parts)
 
 
 def _of_framing(framing: str) -> Iterator[tuple[Traversable, str]]:
