@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import calls, policy, protocols, proxying, sandbox
+from benchmarks import calls, policy, protocols, proxying, reloading, sandbox
 from benchmarks.tools import need
 
 NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
@@ -22,7 +22,7 @@ NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
 @click.option("--scale", default=1.0, show_default=True, help="How much traffic a round has.")
 @click.option(
     "--only",
-    type=click.Choice(["all", "calls", "proxying", "policy", "sandbox", "protocols", *NAMES]),
+    type=click.Choice(["all", "calls", "proxying", "policy", "sandbox", "reload", "protocols", *NAMES]),
     default="all",
     help="One table only, or the lines of one protocol.",
 )
@@ -47,6 +47,10 @@ def main(rounds: int, scale: float, only: str, as_json: bool) -> None:
             sides = sandbox.measure_isolation(folder, rounds, scale)
             found["sandbox"] = [budget, *sides]
             _show(f"{sandbox.show_budget(budget)}\n\n{sandbox.show(sides)}", as_json)
+        if only in ("all", "reload"):
+            states = reloading.measure(folder, rounds, scale)
+            found["reload"] = [*states]
+            _show(reloading.show(states), as_json)
         if only in ("all", "protocols", *NAMES):
             wanted = [name for name in NAMES if only not in NAMES or name.startswith(only)]
             lines = protocols.measure(folder, wanted, rounds, scale)

@@ -12,7 +12,8 @@ import logging
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -396,7 +397,7 @@ def _reload(request: Mapping[str, Any]) -> Mapping[str, Any]:
     name, drain = request.get("parser"), request.get("drain")
     if not isinstance(name, str) or not (drain is None or isinstance(drain, (int, float))):
         raise ConfigError("reload: parser is a name, drain a number of seconds or null")
-    with _reloading:
+    with _reloading, _giving_way():
         names = _load_anew(name, drain)
     for each in names:
         breaker_of(each).reset()
@@ -408,6 +409,17 @@ def _reload(request: Mapping[str, Any]) -> Mapping[str, Any]:
         timer.start()
     log.info("reloaded %s", ", ".join(names))
     return {"parsers": names}
+
+
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """Inside the block, work that takes a while holds up nobody who has a message to judge:
+    each waits for the interpreter for no longer than it takes to judge some."""
+    sys.setswitchinterval(SWITCH_INTERVAL / 10)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 def _load_anew(name: str, drain: float | None) -> list[str]:
@@ -424,7 +436,7 @@ def _load_anew(name: str, drain: float | None) -> list[str]:
         # Nothing of a parser that is elsewhere only is imported here.
         if not workers or name in loaded_parser_names():
             names.update(reload_parser(name, instances.check_rules, drain=drain))
-            instances.parsers_loaded(anew=True)
+            instances.parsers_loaded(names)
     except BaseException:
         for process in fresh:
             process.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,11 +101,11 @@ class Instance:
         if self.log is not None:
             self.log.close()
 
-    def parsers_loaded(self, *, anew: bool = False) -> None:
-        """Compile again what was closed for want of a parser; `anew`: everything."""
+    def parsers_loaded(self, anew: Collection[str] = ()) -> None:
+        """Compile again what was closed for want of a parser, and what names one of `anew`."""
         with self._lock:
             try:
-                self._compile(self.policy.version, list(self.policy.compiled), anew=anew)
+                self._compile(self.policy.version, list(self.policy.compiled), anew)
             except PolicyError as error:
                 log.warning("the policy stays as it was: %s", error)
 
@@ -126,13 +126,14 @@ class Instance:
         with self._lock:
             self._compile(version, resources)
 
-    def _compile(self, version: str, resources: Sequence[bytes], *, anew: bool = False) -> None:
-        previous = None if anew else self.policy
+    def _compile(
+        self, version: str, resources: Sequence[bytes], anew: Collection[str] = ()
+    ) -> None:
         self.policy = compile_policies(
             resources,
             get_parser_factory,
             version=version,
-            previous=previous,
+            previous=self.policy.without(anew),
             secrets=self.secrets,
         )
 
@@ -314,13 +315,13 @@ class InstanceTable:
             del self._instances[number]
         instance.close()
 
-    def parsers_loaded(self, *, anew: bool = False) -> None:
+    def parsers_loaded(self, anew: Collection[str] = ()) -> None:
         """Have every open instance look again for the parsers of its policy.
 
-        anew: their code has changed.
+        anew: parsers whose code has changed.
         """
         for instance in self._open():
-            instance.parsers_loaded(anew=anew)
+            instance.parsers_loaded(anew)
 
     def check_rules(self, factories: Mapping[str, ParserFactory]) -> None:
         """Raise RegistrationError unless `factories` know the rules in force anywhere."""

@@ -9,7 +9,7 @@ The connection keeps the decision until the map is replaced.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -113,6 +113,11 @@ class EndpointPolicy:
     _decisions: dict[DecisionKey, Decision] = field(default_factory=dict)
     _matchers: dict[tuple[tuple[Rule, ...], str], Matcher] = field(default_factory=dict)
 
+    def names(self, parsers: Collection[str]) -> bool:
+        """Whether it has a rule for one of `parsers`."""
+        own = (r.parser in parsers for p in (*self.ingress, *self.egress) for r in p.rules)
+        return any(own) or (self.audit is not None and self.audit.names(parsers))
+
     def decide(
         self,
         *,
@@ -208,6 +213,13 @@ class PolicyMap:
         return endpoint.decide(
             ingress=ingress, port=port, remote=remote, parser=parser, rule_class=rule_class
         )
+
+    def without(self, parsers: Collection[str]) -> PolicyMap:
+        """This policy as compile_policies may build upon it once `parsers` have new code."""
+        if not parsers:
+            return self
+        kept = {raw: each for raw, each in self.compiled.items() if not each.names(parsers)}
+        return replace(self, compiled=kept)
 
     def rules_of(self, parser: str) -> Iterator[L7Rule]:
         """Every rule that is in force for `parser`, anywhere."""

@@ -13,11 +13,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import linecache
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +61,7 @@ def reload_parser(
         if factory is None:
             raise RegistrationError(f"there is no parser {name!r} to reload")
         module = _registering_module(name, factory)
+        _compile_aside(module)
         with _fresh(module.__name__), staging() as staged:
             _import(module)
             _check(name, module, staged)
@@ -69,12 +72,32 @@ def reload_parser(
 
 def _registering_module(name: str, factory: ParserFactory) -> ModuleType:
     """The module to import again: what the entry point names, or that of the class."""
-    installed = [entry.module for entry in entry_points(group=ENTRY_POINT_GROUP, name=name)]
-    for candidate in (*installed, module_of(factory)):
+    for candidate in (*_entry_modules(name), module_of(factory)):
         module = sys.modules.get(candidate)
         if module is not None and getattr(module, "__file__", None):
             return module
     raise RegistrationError(f"parser {name!r} did not come from a file: nothing to load anew")
+
+
+@cache
+def _entry_modules(name: str) -> tuple[str, ...]:
+    """The modules that packages name for a parser; looking through all of them takes a while."""
+    return tuple(entry.module for entry in entry_points(group=ENTRY_POINT_GROUP, name=name))
+
+
+def _compile_aside(module: ModuleType) -> None:
+    """Have a process compile the sources of `module`: here, the interpreter would be held.
+
+    Where that does not succeed, importing them does it, or tells what is wrong.
+    """
+    sources = _sources(Path(str(module.__file__)))
+    for source in sources:
+        _forget(source)
+    command = [sys.executable, "-I", "-S", "-m", "py_compile", *map(str, sources)]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+        )
 
 
 @contextmanager
@@ -89,9 +112,8 @@ def _fresh(root: str) -> Iterator[None]:
         if name == root or name.startswith(f"{root}.")
     }
     parent, _, attribute = root.rpartition(".")
-    for name, module in old.items():
+    for name in old:
         del sys.modules[name]
-        _forget(getattr(module, "__cached__", None))
     importlib.invalidate_caches()
     try:
         yield
@@ -113,22 +135,25 @@ def forget_bytecode(name: str, files: Iterable[Path]) -> None:
     files: those that parsers are loaded from; of an installed one, its package's.
     """
     sources = list(files)
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+    for module in _entry_modules(name):
         # What is wrong with it, its import tells.
         with suppress(Exception):
-            spec = importlib.util.find_spec(entry.module)
+            spec = importlib.util.find_spec(module)
             if spec is not None and spec.origin is not None:
-                path = Path(spec.origin)
-                sources += path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
+                sources += _sources(Path(spec.origin))
     for source in sources:
-        _forget(importlib.util.cache_from_source(str(source)))
+        _forget(source)
 
 
-def _forget(bytecode: str | None) -> None:
+def _sources(path: Path) -> list[Path]:
+    """The file of a module, or all files of its package."""
+    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+
+
+def _forget(source: Path) -> None:
     """Python takes an edit within the same second, of the same size, for no edit."""
-    if bytecode:
-        with suppress(OSError):
-            Path(bytecode).unlink(missing_ok=True)
+    with suppress(OSError):
+        Path(importlib.util.cache_from_source(source)).unlink(missing_ok=True)
 
 
 def _import(old: ModuleType) -> None:

@@ -47,6 +47,12 @@ def test_sandbox() -> None:
     assert measured == {(name, depth) for name in variants for depth, _ in sandbox.LOADS}
 
 
+def test_reload() -> None:
+    at_rest, reloaded = bench("reload")
+    assert at_rest["reloads"] == 0
+    assert reloaded["ratio"] == pytest.approx(reloaded["p99_us"] / at_rest["p99_us"])
+
+
 def test_calls() -> None:
     assert [row["name"] for row in bench("calls")] == [case[0] for case in calls.CASES]
 
