@@ -12,6 +12,7 @@ import click
 from benchmarks import calls, policy, protocols, proxying, reloading, sandbox
 from benchmarks.tools import need
 
+TABLES = ("all", "calls", "proxying", "policy", "sandbox", "reload", "protocols")
 NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
 
 
@@ -22,7 +23,7 @@ NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
 @click.option("--scale", default=1.0, show_default=True, help="How much traffic a round has.")
 @click.option(
     "--only",
-    type=click.Choice(["all", "calls", "proxying", "policy", "sandbox", "reload", "protocols", *NAMES]),
+    type=click.Choice([*TABLES, *NAMES]),
     default="all",
     help="One table only, or the lines of one protocol.",
 )
