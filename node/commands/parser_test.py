@@ -27,21 +27,35 @@ from proxylib.testing import check_parser
     help="How many hostile dialogues to play.",
 )
 @click.option("--seed", default=0, show_default=True, help="Which ones.")
+@click.option(
+    "--samples",
+    "sample_files",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PATH",
+    help="What the protocol looks like: a file, or a folder of them; may be given several times.",
+)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
-def command(parser: str, dialogues: int, seed: int, pytest_args: tuple[str, ...]) -> None:
+def command(
+    parser: str,
+    dialogues: int,
+    seed: int,
+    sample_files: tuple[Path, ...],
+    pytest_args: tuple[str, ...],
+) -> None:
     """Check a parser: a name, a Python file, or the folder of its package.
 
     Every parser must bear hostile dialogues: none may make it panic, and it may never
-    matter how they are cut.  They are made of noise and, for a folder, of the files
-    in its corpus/.  A folder's own tests follow (pytest, which gets what stands
+    matter how they are cut.  They are made of noise, of --samples and, for a folder, of
+    the files in its corpus/.  A folder's own tests follow (pytest, which gets what stands
     behind --).
 
     Exit status: 0 all passed, 1 something failed.
     """
     folder = Path(parser)
-    samples: list[bytes] = []
+    samples = [burst for path in sample_files for burst in _samples(path)]
     if folder.is_dir():
-        samples = list(_samples(folder))
+        samples += _samples(folder / "corpus")
         parser = _parser_of(folder)
     name = choose_parser(parser).name
     try:
@@ -54,11 +68,11 @@ def command(parser: str, dialogues: int, seed: int, pytest_args: tuple[str, ...]
         raise SystemExit(_run_tests(folder, pytest_args))
 
 
-def _samples(folder: Path) -> Iterator[bytes]:
-    """The bursts of a package's corpus: files, cut at lines of two dashes."""
-    for path in sorted(folder.glob("corpus/*")):
-        if path.is_file():
-            yield from path.read_bytes().split(b"\n--\n")
+def _samples(path: Path) -> Iterator[bytes]:
+    """The bursts of a corpus (a file, or a folder of them): cut at lines of two dashes."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            yield from file.read_bytes().split(b"\n--\n")
 
 
 def _parser_of(folder: Path) -> str:

@@ -16,7 +16,7 @@ from pyinstrument import Profiler
 from pyinstrument.session import Session
 
 from node.errors import UsageError
-from node.kit.replay import Judges, open_host, play
+from node.kit.replay import Judges, connect, judged_by, open_host, play
 from proxylib.recording import Recording
 from proxylib.testing import Host
 
@@ -51,11 +51,12 @@ def profile(
     calls, messages = _calls(recording, parser, judge)
     if not calls:
         raise UsageError("the recording has nothing for the parser to judge")
-    connect = partial(open_host, recording, parser=parser, judge=judge)
-    _play_for(0.1, connect, calls)
-    taken = _play_for(seconds / 2, connect, calls)
+    policy, facts = judged_by(recording, judge)
+    opened = partial(connect, parser or facts.parser, policy, facts)
+    _play_for(0.1, opened, calls)
+    taken = _play_for(seconds / 2, opened, calls)
     profiler = Profiler(interval=_INTERVAL, async_mode="disabled")
-    _play_for(seconds / 2, connect, calls, profiler)
+    _play_for(seconds / 2, opened, calls, profiler)
     session = profiler.last_session
     assert session is not None
     return Profile(
@@ -79,13 +80,13 @@ def _calls(recording: Recording, parser: str, judge: Judges | None) -> tuple[lis
 
 
 def _play_for(
-    seconds: float, connect: partial[Host], calls: list[Call], profiler: Profiler | None = None
+    seconds: float, opened: partial[Host], calls: list[Call], profiler: Profiler | None = None
 ) -> float:
     """The shortest time of one play, of many; at least one batch is played."""
     best = float("inf")
     until = time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < until:
-        hosts = [connect() for _ in range(_BATCH)]
+        hosts = [opened() for _ in range(_BATCH)]
         with _under(profiler):
             start = time.perf_counter()
             for host in hosts:

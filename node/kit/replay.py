@@ -112,12 +112,20 @@ def replay(recording: Recording, *, parser: str = "", judge: Judges | None = Non
 
 def open_host(recording: Recording, *, parser: str = "", judge: Judges | None = None) -> Host:
     """The recording's connection, as it begins; closed if nothing can be allowed on it."""
-    facts = recording.facts
+    policy, facts = judged_by(recording, judge)
+    return connect(parser or facts.parser, policy, facts)
+
+
+def judged_by(recording: Recording, judge: Judges | None) -> tuple[PolicyMap, Facts]:
+    """The policy that is to judge a recording, and its facts under that policy."""
     if judge is None:
-        policy = _recorded_policy(facts)
-    else:
-        policy, facts = judge.policy, judge.facts(facts)
-    host = Host(parser or facts.parser, policy=policy, facts=facts)
+        return _recorded_policy(recording.facts), recording.facts
+    return judge.policy, judge.facts(recording.facts)
+
+
+def connect(parser: str, policy: PolicyMap, facts: Facts) -> Host:
+    """A connection under `policy`; closed if nothing can be allowed on it."""
+    host = Host(parser, policy=policy, facts=facts)
     decision = host.connection.decision
     if decision.denied:
         # As the filter does before a parser sees anything.

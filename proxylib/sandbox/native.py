@@ -20,7 +20,10 @@ NAME = "proxylib_native"
 
 
 def load() -> ModuleType | None:
-    """The native module; None if the library has not been built."""
+    """The native module; None if the library has not been built.
+
+    Raises ImportError if it was built from other sources than these.
+    """
     known = sys.modules.get(NAME)
     if known is not None:
         return known
@@ -31,7 +34,12 @@ def load() -> ModuleType | None:
     loader = ExtensionFileLoader(NAME, path)
     spec = spec_from_file_location(NAME, path, loader=loader)
     assert spec is not None
-    module = module_from_spec(spec)
+    try:
+        module = module_from_spec(spec)
+    except ImportError as error:
+        raise ImportError(
+            f"{path} was built from other sources: build it again (make setup)"
+        ) from error
     loader.exec_module(module)
     sys.modules[NAME] = module
     return module
