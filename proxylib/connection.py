@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Tap(Protocol):
+    """What a connection needs of what records it (proxylib.tap)."""
+
+    def around(self, parser: Parser, /) -> Parser: ...
+
+    def gone(self) -> None: ...
+
+
 class Process(Protocol):
     """What a connection needs of the process that its parser is in."""
 
@@ -79,6 +87,7 @@ class Connection:
         "settings",
         "src_addr",
         "src_id",
+        "tap",
         "unparsed",
         "wake",
     )
@@ -125,6 +134,8 @@ class Connection:
         self.made: Parser | None = None
         """Who made the parser, and what was made."""
         self.batch = False
+        self.tap: Tap | None = None
+        """What stands around the parsers; None: nothing."""
         self.log = log
         """``log(entry_type, fields, proto="", latency=0)`` writes an access-log entry: an
         `EntryType`, the properties of a message, and of a response the nanoseconds since its
@@ -197,9 +208,8 @@ class Connection:
 
     def _migrate(self, factory: ParserFactory) -> bool:
         """Have the new version's parser take over from the one there is."""
-        old = self.parser
-        if old is None or old is not self.made:
-            # There is none, or something stands around it (a tap).
+        old = self.made
+        if old is None:
             return False
         try:
             parser = guarded(self.budget, factory.create, self)
@@ -223,6 +233,8 @@ class Connection:
 
     def attach(self, parser: Parser) -> None:
         """Give the connection its parser."""
+        if self.tap is not None:
+            parser = self.tap.around(parser)
         self.batch = isinstance(parser, BatchParser)
         self.parser = parser
 
@@ -425,6 +437,8 @@ class Connection:
                 guarded(self.budget, parser.on_close)
             except BaseException as error:
                 self.panic(error)
+        if self.tap is not None:
+            self.tap.gone()
         if not self.panicked and not self.unparsed:
             self.breaker.ended()
 

@@ -1,10 +1,10 @@
 """Recording what passes: a parser around the parser.
 
-A `Tap` sees all that the connection's own parser sees, and what that passes or drops
-ahead too: it answers PASS and DROP only for what has arrived, and carries out the
-rest itself.  What comes of the connection is the same; it costs a call of Python
-for every chunk.  A recording is kept in memory, within its limit, and becomes a
-file when it ends.
+A `Tap` sees all that the connection's own parser sees (and the one that takes over from
+it, if its code is reloaded), and what that passes or drops ahead too: it answers PASS and
+DROP only for what has arrived, and carries out the rest itself.  What comes of the
+connection is the same; it costs a call of Python for every chunk.  A recording is kept in
+memory, within its limit, and becomes a file when it ends.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,23 +87,27 @@ class Recorder:
         if connection.open_audit_log is not None:
             open_log = connection.open_audit_log
             connection.open_audit_log = lambda: tape.recorded(open_log())
-        if isinstance(parser, BatchParser):
-            connection.attach(BatchTap(connection, parser, tape))
-        else:
-            connection.attach(RawTap(connection, parser, tape))
+        connection.tap = Tap(connection, tape)
+        connection.attach(parser)
 
     def write(self, number: int, recording: Recording) -> None:
         """Write one recording, whole or not at all."""
-        path = self.folder / f"{number:06d}-{recording.facts.parser}.jsonl"
-        part = path.with_suffix(".part")
+        name = f"{recording.facts.parser}.jsonl"
+        part = self.folder / f".{os.getpid()}-{number}-{name}"
         try:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.writelines(
                     f"{line}\n" for line in write_lines(redact(recording, self.patterns))
                 )
-            part.rename(path)
+            # Others may count here too: the process of an isolated parser's old code.
+            while True:
+                with suppress(FileExistsError):
+                    (self.folder / f"{number:06d}-{name}").hardlink_to(part)
+                    break
+                number += 1
+            part.unlink()
         except OSError as error:
-            log.error("cannot write the recording %s: %s", path, error)
+            log.error("cannot write the recording %06d-%s: %s", number, name, error)
 
 
 def recorder(config: Mapping[str, Any]) -> Recorder:
@@ -201,15 +206,25 @@ class _Direction:
         self.ended = False
 
 
-class _Tap:
-    """What both kinds of tap do."""
+class Tap:
+    """What stands around a connection's parsers, one after the other: what both kinds share."""
 
-    __slots__ = ("_directions", "_inner", "_tape")
+    __slots__ = ("_connection", "_directions", "_tape")
 
-    def __init__(self, inner: Parser, tape: Tape) -> None:
-        self._inner = inner
+    def __init__(self, connection: Connection, tape: Tape) -> None:
+        self._connection = connection
         self._tape = tape
         self._directions = (_Direction(), _Direction())
+
+    def around(self, parser: Parser) -> Parser:
+        """The parser that the connection calls in place of `parser`."""
+        if isinstance(parser, BatchParser):
+            return BatchTap(self._connection, parser, self)
+        return RawTap(self._connection, parser, self)
+
+    def gone(self) -> None:
+        """The connection has ended."""
+        self._tape.close("gone")
 
     def arrived(self, reply: bool, end_stream: bool, data: bytes) -> _Direction:
         """Record what of `data`, which begins behind what was consumed, is new."""
@@ -239,21 +254,26 @@ class _Tap:
         direction.consumed += n
         return n
 
-    def closed(self) -> None:
-        """The connection is gone; what its parser then raises is the connection's to log."""
-        try:
-            self._inner.on_close()
-        finally:
-            self._tape.close("gone")
+
+class _Forwarding(Parser):
+    """What is not recorded goes to the parser inside."""
+
+    _inner: Parser
+
+    def unparsable(self) -> bytes:
+        return self._inner.unparsable()
+
+    def on_close(self) -> None:
+        self._inner.on_close()
 
 
-class BatchTap(BatchParser):
+class BatchTap(_Forwarding, BatchParser):
     """Around a `BatchParser`."""
 
-    def __init__(self, connection: Connection, inner: BatchParser, tape: Tape) -> None:
+    def __init__(self, connection: Connection, inner: BatchParser, tap: Tap) -> None:
         super().__init__(connection)
-        self._batch = inner
-        self._tap = _Tap(inner, tape)
+        self._inner = self._batch = inner
+        self._tap = tap
 
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
         tap = self._tap
@@ -285,17 +305,14 @@ class BatchTap(BatchParser):
                     continue
             ops += (op, told)
 
-    def on_close(self) -> None:
-        self._tap.closed()
 
-
-class RawTap(Parser):
+class RawTap(_Forwarding):
     """Around a parser of the raw layer."""
 
-    def __init__(self, connection: Connection, inner: Parser, tape: Tape) -> None:
+    def __init__(self, connection: Connection, inner: Parser, tap: Tap) -> None:
         super().__init__(connection)
         self._inner = inner
-        self._tap = _Tap(inner, tape)
+        self._tap = tap
 
     def on_data(self, reply: bool, end_stream: bool, data: Sequence[bytes]) -> tuple[Op, int]:
         tap = self._tap
@@ -315,6 +332,3 @@ class RawTap(Parser):
         told = tap.answered(direction, reply, op, n, len(whole))
         # Of what is passed before any of it has come, the host hears when it comes.
         return (NOP, 0) if ahead_of_all else (op, told)
-
-    def on_close(self) -> None:
-        self._tap.closed()

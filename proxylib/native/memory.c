@@ -138,7 +138,8 @@ void memory_remove(struct connection *c) {
 }
 
 static void check(struct connection *c) {
-  PyObject *parser = c->hoards || c->remote ? NULL : PyObject_GetAttrString(c->object, "parser");
+  /* What the factory made: what may stand around it, to record it, is not its fault. */
+  PyObject *parser = c->hoards || c->remote ? NULL : PyObject_GetAttrString(c->object, "made");
   if (parser && parser != Py_None && held_by(parser, (size_t)c->memory) > (size_t)c->memory) {
     c->hoards = true;
     if (!c->running) {

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from proxylib import DROP, MORE, PASS, BatchParser, Parser, parser
+from proxylib.parser import ClassFactory
 from proxylib.recording import Closed, read_lines
-from proxylib.registry import parser_names
+from proxylib.registry import parser_names, replace_parser_factories
+from proxylib.sandbox import OnError, Settings
 from proxylib.tap import Recorder
 from proxylib.testing import Host, HostClosed
 from proxylib.testing.checks import hostile_dialogues
@@ -172,3 +174,91 @@ def test_a_folder_that_is_gone_harms_nothing(tmp_path: Path, caplog) -> None:
     assert host.client(b"HALT\r\n") == b"HALT\r\n"
     host.connection.close()
     assert "cannot write the recording" in caplog.text
+
+
+def test_two_that_record_into_one_folder_lose_nothing(tmp_path: Path) -> None:
+    hosts = [tapped("r2d2", tmp_path)[0] for _ in range(3)]
+    for host in hosts:
+        host.client(b"HALT\r\n")
+        host.connection.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"00000{number}-r2d2.jsonl" for number in (1, 2, 3)
+    ]
+
+
+class Fails(BatchParser):
+    version = 1
+
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.lines = 0
+
+    def on_batch(self, reply, end_stream, data, ops):
+        if data.startswith(b"!"):
+            raise ValueError("bad")
+        self.lines += 1
+        self.connection.log(0, {"version": self.version, "lines": self.lines})
+        ops += (PASS, len(data))
+
+    def unparsable(self):
+        return b"unparsable\n"
+
+
+class RawFails(Parser):
+    def on_data(self, reply, end_stream, data):
+        if not data:
+            return (MORE, 1)
+        if data[0].startswith(b"!"):
+            raise ValueError("bad")
+        return (PASS, sum(map(len, data)))
+
+    def unparsable(self):
+        return b"unparsable\n"
+
+
+@pytest.mark.parametrize("cls", [Fails, RawFails])
+def test_a_stream_that_is_denied_gets_the_parsers_reply(cls: type[Parser], tmp_path: Path) -> None:
+    host = Host("fails", factory=ClassFactory(cls), settings=Settings(OnError.DENY))
+    Recorder(tmp_path).tap(host.connection)
+    assert host.client(b"fine\n") == b"fine\n"
+    assert host.client(b"!\n") == b""
+    assert host.take(reply=True) == b"unparsable\n"
+    host.connection.close()
+    (path,) = tmp_path.iterdir()
+    recording = read_lines(path.read_text().splitlines())
+    assert recording.log[-1].fields["status"].startswith("Panic: ValueError: bad")
+
+
+def test_a_recorded_connection_migrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Newer(Fails):
+        version = 2
+
+        def migrate(self, old):
+            assert type(old) is Fails
+            self.lines = old.lines
+            return True
+
+    monkeypatch.setattr("proxylib.registry._factories", {})
+    parser("fails")(Fails)
+    host, _ = tapped("fails", tmp_path)
+    host.client(b"one\n")
+    replace_parser_factories({"fails": ClassFactory(Newer)})
+    assert host.connection.refresh()
+    host.client(b"two\n")
+    assert [(r.fields["version"], r.fields["lines"]) for r in host.log] == [(1, 1), (2, 2)]
+    host.connection.close()
+    (path,) = tmp_path.iterdir()
+    recording = read_lines(path.read_text().splitlines())
+    assert b"".join(burst.data for burst in recording.bursts) == b"one\ntwo\n"
+    assert [entry.fields["version"] for entry in recording.log] == [1, 2]
+
+
+def test_what_was_recorded_of_a_parser_that_was_taken_away_is_kept(tmp_path: Path) -> None:
+    host, recorder = tapped("r2d2", tmp_path)
+    host.client(b"HALT\r\n")
+    host.connection.dispossess()
+    host.connection.close()
+    (path,) = tmp_path.iterdir()
+    recording = read_lines(path.read_text().splitlines())
+    assert "bytes of memory" in recording.log[-1].fields["status"]
+    assert recorder.used == 0

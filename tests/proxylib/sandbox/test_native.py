@@ -128,7 +128,7 @@ def test_what_was_late_in_c_leaves_the_interpreter_as_it_was() -> None:
         "from proxylib.sandbox import BudgetExceeded, guarded\n"
         "lock = threading.Lock()\n"
         "lock.acquire()\n"
-        "try: guarded(5_000_000, lock.acquire, True, 0.1)\n"
+        "try: guarded(5_000_000, lock.acquire, True, 1)\n"
         "except BudgetExceeded: print('late')\n"
         "sys.setprofile(lambda *_: None)\n"
         "def traced(): return 'fine'\n"
