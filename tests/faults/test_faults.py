@@ -41,6 +41,8 @@ def test_the_table_is_long_enough() -> None:
 # The engine, in Python.
 
 
+# What interrupts a parser, or its deep recursion, may meet a weak reference's callback.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("row", rows("python"))
 def test_in_python(row: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(time_budget=BUDGET)
