@@ -54,6 +54,11 @@ class PolicyDocument:
         return "/".join(part for part in (self.kind, self.namespace, self.name) if part)
 
     @property
+    def place(self) -> Place:
+        """Where its name stands."""
+        return self.policies[0].origin.document.place(("metadata", "name"))
+
+    @property
     def text(self) -> str:
         """The document as JSON, and spelt so that it is YAML as well."""
         text = json.dumps(self.value, indent=2, ensure_ascii=False)
@@ -134,6 +139,29 @@ def load_documents(
         if found.setdefault(item.key, item) is not item:
             message = f"{item.key} is there twice in this text"
             problems.append(document.problem(("metadata", "name"), message))
+    if problems:
+        raise DocumentError(problems)
+    return list(found.values())
+
+
+def load_all(texts: Iterable[tuple[str, str]]) -> list[PolicyDocument]:
+    """The documents of several texts, each with its name in messages.
+
+    Raises DocumentError with everything that is wrong with any of them.
+    """
+    found: dict[str, PolicyDocument] = {}
+    problems: list[Problem] = []
+    for name, text in texts:
+        try:
+            documents = load_documents(name, text, 0)
+        except DocumentError as error:
+            problems += error.problems
+            continue
+        for document in documents:
+            first = found.setdefault(document.key, document)
+            if first is not document:
+                message = f"{document.key} is there twice: {first.place}"
+                problems.append(Problem(document.place, message))
     if problems:
         raise DocumentError(problems)
     return list(found.values())

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from node.agent.documents import PolicyDocument, load_documents, parse_labels
+from node.agent.documents import PolicyDocument, load_all, load_documents, parse_labels
 from node.agent.endpoints import (
     MAX_ENDPOINT_ID,
     AddressTaken,
@@ -101,12 +101,13 @@ class Repository:
         """What is in force now."""
         return self._state
 
-    def import_text(self, name: str, text: str) -> Changed:
-        """Put the documents of `text` in force, in place of those of the same name.
+    def import_texts(self, texts: Sequence[tuple[str, str]]) -> Changed:
+        """Put the documents of `texts` in force, in place of those of the same name.
 
-        name: what messages call the text. Raises DocumentError with all that is wrong.
+        All of them, or nothing. texts: each with what messages call it. Raises
+        DocumentError with all that is wrong.
         """
-        documents, warnings = self._read(name, text)
+        documents, warnings = self._read(texts)
 
         def change(state: State) -> State:
             found = {d.key: replace(d, revision=state.revision + 1) for d in documents}
@@ -122,7 +123,7 @@ class Repository:
 
     def validate_text(self, name: str, text: str) -> Sequence[Problem]:
         """The warnings about the documents of `text`. Raises DocumentError."""
-        return self._read(name, text)[1]
+        return self._read([(name, text)])[1]
 
     def delete(self, name: str, *, namespace: str = "", kind: str = "") -> Changed:
         """Delete the policies of this name (namespace and kind empty: of any).
@@ -329,8 +330,10 @@ class Repository:
         }
         return Progress(not waiting, nodes, waiting)
 
-    def _read(self, name: str, text: str) -> tuple[list[PolicyDocument], Sequence[Problem]]:
-        documents = load_documents(name, text, 0)
+    def _read(
+        self, texts: Sequence[tuple[str, str]]
+    ) -> tuple[list[PolicyDocument], Sequence[Problem]]:
+        documents = load_all(texts)
         policies = [policy for document in documents for policy in document.policies]
         services = ServiceTable(self._state.services.values())
         return documents, lint(policies, list(self._control.engine.endpoints.values()), services)

@@ -116,7 +116,7 @@ class _Bounded:
     def _refusal(self, size: int) -> JSONResponse | None:
         """The answer to a body of which `size` bytes are there, if it is not taken."""
         if size > MAX_BODY:
-            text = f"the body is larger than {MAX_BODY} bytes; import several documents"
+            text = f"the body is larger than {MAX_BODY} bytes; import fewer documents at a time"
             return problems.problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         if self._held > MAX_BODIES:
             text = "too much is being sent at once; try again"

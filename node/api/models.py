@@ -14,6 +14,12 @@ MAX_LABELS = 64
 MAX_LABEL = 1100
 """Longest label, characters: source, key and value."""
 
+MAX_FILE_NAME = 4096
+"""Longest name of a text, characters: a path's."""
+
+MAX_FILES = 20_000
+"""Texts of one request."""
+
 MAX_REVISION = 2**53
 """Largest number that every JSON reader takes exactly."""
 
@@ -78,6 +84,19 @@ class PolicyList(Wire):
     revision: int
     policies: list[Policy]
     problems: list[ProblemPlace]
+
+
+class PolicyText(Wire):
+    """Policy documents, YAML or JSON. name: what problems are to call the text."""
+
+    name: Annotated[str, Field(max_length=MAX_FILE_NAME)]
+    text: str
+
+
+class PolicyTexts(Wire):
+    """Several texts that are to be put in force together."""
+
+    files: Annotated[list[PolicyText], Field(min_length=1, max_length=MAX_FILES)]
 
 
 class Changed(Wire):

@@ -34,33 +34,21 @@ def import_command(
     """Put policy documents in force, in place of those of the same names.
 
     A FILE has YAML or JSON documents; it may be a directory of such files, or - for
-    standard input. All files are checked before the first of them is put in force.
+    standard input. All that the files say is put in force together, or nothing of it.
 
     Prints the revision. Exit status 1: --wait, and not in force in time.
     """
     texts = [item for name in files for item in _texts(name)]
-    changes: list[dict[str, Any]] = []
+    files_json = [{"name": name, "text": text} for name, text in texts]
     with agent(socket_path) as client:
-        problems = []
-        for name, text in texts if len(texts) > 1 else ():
-            checked = client.call("POST", "policy", "validate", params={"file": name}, text=text)
-            problems += checked["errors"]
-        if problems:
-            raise UsageError("\n".join(map(_place, problems)))
-        for name, text in texts:
-            changes.append(client.call("PUT", "policy", params={"file": name}, text=text))
-        revision = changes[-1]["revision"]
-        waited = _wait(client, revision, timeout) if wait else None
+        change = client.call("PUT", "policy", "files", json={"files": files_json})
+        waited = _wait(client, change["revision"], timeout) if wait else None
     if as_json:
-        names = [name for change in changes for name in change["policies"]]
-        warnings = [warning for change in changes for warning in change["warnings"]]
-        result = {"revision": revision, "policies": names, "warnings": warnings}
-        show_json(result | ({"waited": waited} if waited is not None else {}))
+        show_json(change | ({"waited": waited} if waited is not None else {}))
     else:
-        for change in changes:
-            for warning in change["warnings"]:
-                click.echo(f"{mark('warning:', 'warning')} {_place(warning)}", err=True)
-        click.echo(f"Revision: {revision}")
+        for warning in change["warnings"]:
+            click.echo(f"{mark('warning:', 'warning')} {_place(warning)}", err=True)
+        click.echo(f"Revision: {change['revision']}")
     _end(waited, as_json)
 
 

@@ -84,18 +84,18 @@ def test_policy_import_get_delete(agent: Agent, tmp_path: Path) -> None:
     )
     imported = agent.cli("policy", "import", tmp_path)
     assert imported.exit_code == 0
-    assert imported.stdout == "Revision: 3\n"
+    assert imported.stdout == "Revision: 2\n"
     assert f"warning: {one}:5:3: spec.endpointSelector: selects no endpoint" in imported.stderr
     listed = agent.cli("policy", "get").stdout.splitlines()
     assert listed[0].split() == ["NAMESPACE", "NAME", "KIND", "REVISION", "SOURCE", "LABELS"]
     assert listed[1].split() == ["droids", "CiliumNetworkPolicy", "2", "api", "unspec:team=a"]
-    assert listed[-1] == "Revision: 3"
+    assert listed[-1] == "Revision: 2"
     printed = agent.cli("policy", "get", "droids")
     again = agent.cli("policy", "import", "-", stdin=printed.stdout)
-    assert again.stdout == "Revision: 4\n"
+    assert again.stdout == "Revision: 3\n"
     assert agent.cli("policy", "get", "droids").stdout == printed.stdout
     assert agent.cli("policy", "get", "nobody").exit_code == 1
-    assert agent.cli("policy", "delete", "droids").stdout == "Revision: 5\n"
+    assert agent.cli("policy", "delete", "droids").stdout == "Revision: 4\n"
     missing = agent.cli("policy", "delete", "droids")
     assert missing.exit_code == 1
     assert "there is no policy 'droids'" in missing.stderr
@@ -112,6 +112,29 @@ def test_import_is_all_or_nothing(agent: Agent, tmp_path: Path) -> None:
     assert "must be one of READ, WRITE, HALT, RESET" in result.stderr
     assert agent.get("/policy")["revision"] == 0
     assert agent.cli("policy", "import", tmp_path / "nothing.yaml").exit_code == 2
+
+
+def test_files_that_are_good_and_do_not_fit_together(agent: Agent, tmp_path: Path) -> None:
+    """Each of them could be put in force alone; neither is."""
+    agent.add_endpoint("10.0.0.1", "k8s:app=r2d2")
+    (tmp_path / "a.yaml").write_text(r2d2())
+    memcache = r2d2("other").replace("l7proto: r2d2", "l7proto: memcache")
+    (tmp_path / "b.yaml").write_text(memcache.replace("cmd: READ", "command: get"))
+    result = agent.cli("policy", "import", tmp_path)
+    assert result.exit_code == 2
+    assert "one port of an endpoint can have one parser" in result.stderr
+    (tmp_path / "b.yaml").write_text(r2d2(team="b"))
+    result = agent.cli("policy", "import", tmp_path)
+    assert result.exit_code == 2
+    assert "is there twice" in result.stderr
+    assert f"{tmp_path}/a.yaml:" in result.stderr
+    assert f"{tmp_path}/b.yaml:" in result.stderr
+    assert agent.get("/policy") == {"revision": 1, "policies": [], "problems": []}
+    (tmp_path / "b.yaml").write_text(r2d2("other"))
+    imported = agent.cli("policy", "import", tmp_path, "--json")
+    assert imported.exit_code == 0
+    assert json.loads(imported.stdout)["revision"] == 2
+    assert len(agent.get("/policy")["policies"]) == 2
 
 
 def test_policy_wait(agent: Agent, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ Labels = Annotated[
     Sequence[models.LabelText],
     Query(max_length=models.MAX_LABELS, description="rules that have all these labels"),
 ]
-FileName = Annotated[str, Query(max_length=512, description="what problems are to call the text")]
+FileName = Annotated[
+    str, Query(max_length=models.MAX_FILE_NAME, description="what problems are to call the text")
+]
 
 FIRST_POLL, LAST_POLL = 0.02, 0.25
 """Seconds between two looks at what subscribers have acknowledged; they grow."""
@@ -91,7 +93,21 @@ def put_policies(node: OurNode, text: BodyText, file: FileName = "body") -> mode
 
     All of them, or nothing: the problem has every error and its place.
     """
-    return _changed(node.repository.import_text(file, text))
+    return _changed(node.repository.import_texts([(file, text)]))
+
+
+@router.put(
+    "/policy/files",
+    operation_id="putPolicyFiles",
+    responses=responses(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.INSUFFICIENT_STORAGE,
+    ),
+)
+def put_policy_files(node: OurNode, request: models.PolicyTexts) -> models.Changed:
+    """Put the documents of several texts in force together, or nothing of any of them."""
+    return _changed(node.repository.import_texts([(f.name, f.text) for f in request.files]))
 
 
 @router.delete(

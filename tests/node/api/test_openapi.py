@@ -35,7 +35,7 @@ def test_the_document_is_served(agent: Agent) -> None:
     document = agent.http.get("http://agent/openapi.json").json()
     assert document["openapi"].startswith("3.")
     assert {path.removeprefix("/v1") for path in document["paths"]} == {
-        *("/policy", "/policy/{name}", "/policy/validate", "/policy/selectors"),
+        *("/policy", "/policy/files", "/policy/{name}", "/policy/validate", "/policy/selectors"),
         *("/policy/resolve", "/policy/revisions/{revision}"),
         *("/endpoint", "/endpoint/{number}", "/endpoint/{number}/labels"),
         *("/identity", "/identity/{number}", "/ip"),
