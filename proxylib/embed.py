@@ -212,12 +212,17 @@ class IsolatedConfig:
         process = self.worker.present
         connection.process, native = process, process.remote
         connection.budget = int(process.budget * 1e9)
+        answer = None
         try:
-            if native is None:
-                raise ConnectionError("is starting")
-            answer = native.open(request, connection.budget)
+            if native is not None:
+                answer = native.open(request, connection.budget)
+            else:
+                # No panic: the breaker has counted those whose process has died.
+                connection.fail(f"The process of parser {self.parser!r} is starting")
         except ConnectionError as error:
             connection.crashed(str(error))
+            native = None
+        if native is None:
             connection.unparsed = True
             return connection if self.settings.on_error == OnError.PASS_THROUGH else None
         if answer is None:

@@ -305,7 +305,7 @@ static enum filter_result read_ops(struct connection *c, bool reply, bool failed
     wrong = at->terminal                           ? "an op after a terminal op"
             : n <= 0 || n > limits.max_op_bytes    ? "invalid length"
             : op < OP_MORE || op > OP_WAIT         ? "unknown op"
-            : op == OP_WAIT && c->remote           ? "WAIT in a process of its own"
+            : op == OP_WAIT && c->remote           ? "a parser with isolation: process cannot wait for answers"
             : op != OP_INJECT                      ? NULL
             : at->injected > limits.max_inject - n ? "injects without end"
             : at->injected + n > (int64_t)connection_injected(c, reply)

@@ -46,10 +46,37 @@ def lines_of(running: Running, client: str) -> list[str]:
     ]
 
 
-def serves(running: Running) -> bool:
-    with running.connect("worst") as connection:
+def serves(running: Running, listener: str = "worst") -> bool:
+    """Whether the parser is there, and not only what passes without it."""
+    with running.connect(listener) as connection:
+        client, since = address(connection), len(running.log.entries)
         connection.sendall(b"there?\n")
-        return receive(connection, b"there?\n") == b"there?\n"
+        if receive(connection, b"there?\n") != b"there?\n":
+            return False
+        entry = wait_for(
+            lambda: [e for e in running.log.entries[since:] if e.source_address == client],
+            "the log",
+        )[0]
+        return "line" in entry.generic_l7.fields
+
+
+def test_connections_that_come_while_a_process_starts_are_told_so(running: Running) -> None:
+    wait_for(lambda: serves(running, "observed"), "the worker")
+    starting = "Passed unparsed from here on: The process of parser 'fault.worst' is starting"
+
+    def found() -> bool:
+        with running.connect("observed") as crashing:
+            crashing.sendall(b"!exit\n")
+            receive(crashing, b"!exit\n")
+            since = len(running.log.entries)
+            with running.connect("observed") as early:
+                client = address(early)
+                early.sendall(b"early\n")
+                receive(early, b"early\n")
+                wait_for(lambda: len(running.log.entries) > since, "the log")
+                return starting in running.statuses(client, since)
+
+    wait_for(found, "a connection while it starts")
 
 
 def test_a_good_parser(running: Running) -> None:
@@ -116,6 +143,7 @@ def test_the_worst_costs_the_connections_of_its_process(running: Running, word: 
 
 
 def test_traffic_passes_if_the_operator_says_so(running: Running) -> None:
+    wait_for(lambda: serves(running, "observed"), "the worker")
     since = len(running.log.entries)
     with running.connect("observed") as connection, running.connect("observed") as neighbour:
         for each in (connection, neighbour):

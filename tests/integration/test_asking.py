@@ -68,7 +68,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: object) -> Iterator[Stage]:
     monkeypatch.setattr(registry, "_factories", {})
     log: list[LogEntry] = []
     with ExitStack() as stack:
@@ -80,6 +80,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
             parser=choose_parser(str(code)),
             listen=Address.parse("127.0.0.1:0", any_port=True),
             upstream=stack.enter_context(serving()),
+            sandbox=getattr(request, "param", {}),
         )
         proxy = stack.enter_context(Proxy(config, on_entries=log.extend))
         yield Stage(proxy, log, judge)
@@ -185,3 +186,18 @@ def test_many_at_a_time(stage: Stage) -> None:
 
     with ThreadPoolExecutor(20) as pool:
         assert all(pool.map(one, range(60)))
+
+
+@pytest.mark.parametrize("stage", [{"isolation": "process"}], indirect=True)
+def test_an_isolated_parser_cannot_ask_and_the_log_says_so(stage: Stage) -> None:
+    with stage.connect() as client:
+        client.sendall(b"yes\n")
+        assert client.recv(100) == b""
+    deadline = time.monotonic() + 20
+    while not stage.log:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    status = stage.log[0].generic_l7.fields["status"]
+    assert status.startswith(
+        "Parser error: a parser with isolation: process cannot wait for answers"
+    )
