@@ -92,9 +92,9 @@ def _policy(policy: Policy, known: _Known) -> Iterator[Problem]:
             if rule.peer_field in ("from", "to") and isinstance(peer, Cidr):
                 below = below.below("ipBlock")
             yield from _peer(peer, below, known)
-        field = "fromRequires" if "ingress" in str(rule.origin.path[-2]) else "toRequires"
         for index, selector in enumerate(rule.requires):
-            yield from _selector(selector, rule.origin.below(field, index), known)
+            origin = rule.origin.below(f"{_way(rule)}Requires", index)
+            yield from _selector(selector, origin, known)
         for port, place in _port_names(rule):
             yield from _port_name(port, place, known)
 
@@ -186,9 +186,21 @@ def _names_never_learnt(policies: Sequence[Policy]) -> Iterator[Problem]:
             )
 
 
+def _way(rule: Rule) -> str:
+    """What the fields about a rule's peers begin with."""
+    return "from" if "ingress" in str(rule.origin.path[-2]) else "to"
+
+
 def _rule(rule: Rule) -> Iterator[Problem]:
     if rule.deny and rule.empty:
         message = "denies nobody; to deny everybody write an empty selector: [{}]"
+        yield Problem(rule.origin.place, message)
+    if rule.requires and rule.peers is None and not (rule.peer_field or rule.deny):
+        way = _way(rule)
+        message = (
+            f"allows anybody, whoever meets {way}Requires or not; "
+            f"did you mean {way}Endpoints: [{{}}] too?"
+        )
         yield Problem(rule.origin.place, message)
     for port_rule in rule.ports or ():
         if port_rule.l7 is not None:

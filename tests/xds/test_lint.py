@@ -79,6 +79,22 @@ def test_regexes_and_empty_denials() -> None:
     ]
 
 
+def test_a_requirement_that_asks_nobody() -> None:
+    """As in Cilium, anybody at all is not asked; that is hardly what was meant."""
+    ports = 'toPorts: [{ports: [{port: "80", protocol: TCP}]}]'
+    selector = "[{matchLabels: {role: jedi}}]"
+    for rules, way in (("ingress", "from"), ("egress", "to")):
+        assert of(f"{rules}: [{{{way}Requires: {selector}, {ports}}}]") == [
+            f"spec.{rules}[0]: allows anybody, whoever meets {way}Requires or not; "
+            f"did you mean {way}Endpoints: [{{}}] too?"
+        ]
+        assert (
+            of(f"{rules}: [{{{way}Requires: {selector}, {way}Endpoints: [{{}}], {ports}}}]") == []
+        )
+        assert of(f"{rules}Deny: [{{{way}Requires: {selector}, {ports}}}]") == []
+        assert of(f"{rules}: [{{{way}Requires: {selector}}}]") == []
+
+
 @pytest.mark.parametrize(
     ("pattern", "start", "end"),
     [
