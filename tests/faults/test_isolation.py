@@ -22,6 +22,8 @@ def isolated(**more: object) -> dict[str, object]:
         "parser_modules": MODULE,
         "isolation": "process",
         "breaker_panics": 1000,
+        # Half of it is the process's: so much that its watchdog has run in the other half.
+        "time_budget": 1,
         **more,
     }
 
