@@ -11,9 +11,7 @@ import json
 import logging
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,24 +19,21 @@ from typing import Any
 
 import proxylib_native
 
+from proxylib import commands
 from proxylib.connection import Connection
-from proxylib.control import ControlSocket
-from proxylib.debugging import debug_path, listen
+from proxylib.debugging import listen
 from proxylib.errors import ConfigError
 from proxylib.http import HttpRule
 from proxylib.http_filter import HttpFilterConfig
 from proxylib.instance import Instance, InstanceTable, Parameters, parse_parameters
 from proxylib.ops import FilterResult
 from proxylib.registry import (
-    generations,
     get_parser_factory,
     load_parser_file,
-    loaded_parser_names,
     parser_names,
 )
-from proxylib.reload import reload_parser
 from proxylib.sandbox import OnError, Settings, breaker_of, parse_settings
-from proxylib.sandbox.isolation import Process, Worker
+from proxylib.sandbox.isolation import Worker
 from proxylib.sandbox.settings import KEYS as SANDBOX_KEYS
 from proxylib.tap import Recorder, recorder
 
@@ -235,7 +230,7 @@ class IsolatedConfig:
 
     def close(self) -> None:
         """Envoy has removed the listener."""
-        _isolated.remove(self)
+        commands.isolated.remove(self)
         self.worker.close()
         instances.close(self.number)
 
@@ -317,7 +312,7 @@ def local_config(values: Mapping[str, Any]) -> FilterConfig:
         raise ConfigError(f"unknown parser {parser!r} (known: {', '.join(parser_names())})")
     number, instance = _open_instance(values, values.get("xds_path", ""))
     if "control_path" in values:
-        _listen(values["control_path"])
+        commands.serve(values["control_path"], instances)
     if settings.debug:
         listen(settings.debug)
     breaker_of(parser).configure(settings.breaker_panics, settings.breaker_period)
@@ -373,7 +368,7 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
         instances.close(number)
         raise
     if "control_path" in values:
-        _listen(values["control_path"])
+        commands.serve(values["control_path"], instances)
     breaker_of(values["parser"]).configure(settings.breaker_panics, settings.breaker_period)
     config = IsolatedConfig(
         number,
@@ -385,121 +380,9 @@ def isolated_config(values: Mapping[str, Any]) -> IsolatedConfig:
         settings,
         worker,
     )
-    _isolated.append(config)
+    commands.isolated.append(config)
     return config
 
-
-def _listen(path: str) -> None:
-    if path not in _controls:
-        try:
-            _controls[path] = ControlSocket(Path(path), _COMMANDS)
-        except OSError as error:
-            raise ConfigError(f"control_path {path!r}: {error.strerror or error}") from error
-
-
-def _reload(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The command ``{"command": "reload", "parser": NAME, "drain": SECONDS or null}``."""
-    name, drain = request.get("parser"), request.get("drain")
-    if not isinstance(name, str) or not (drain is None or isinstance(drain, (int, float))):
-        raise ConfigError("reload: parser is a name, drain a number of seconds or null")
-    with _reloading, _giving_way():
-        names = _load_anew(name, drain)
-    for each in names:
-        breaker_of(each).reset()
-    proxylib_native.reloaded()
-    if drain is not None:
-        # Once more, when the connections of the old code have had their time.
-        timer = threading.Timer(drain, proxylib_native.reloaded)
-        timer.daemon = True
-        timer.start()
-    log.info("reloaded %s", ", ".join(names))
-    return {"parsers": names}
-
-
-@contextmanager
-def _giving_way() -> Iterator[None]:
-    """Inside the block, work that takes a while holds up nobody who has a message to judge:
-    each waits for the interpreter for no longer than it takes to judge some."""
-    sys.setswitchinterval(SWITCH_INTERVAL / 10)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(SWITCH_INTERVAL)
-
-
-def _load_anew(name: str, drain: float | None) -> list[str]:
-    """Put the code of parser `name` as it is now in force, here and in its processes.
-
-    Raises RegistrationError; nothing has happened then.
-    """
-    workers = [config.worker for config in _isolated if config.parser == name]
-    fresh: list[Process] = []
-    try:
-        for worker in workers:
-            fresh.append(worker.prepare())
-        names = {name}
-        # Nothing of a parser that is elsewhere only is imported here.
-        if not workers or name in loaded_parser_names():
-            names.update(reload_parser(name, instances.check_rules, drain=drain))
-            instances.parsers_loaded(names)
-    except BaseException:
-        for process in fresh:
-            process.close()
-        raise
-    for worker, process in zip(workers, fresh, strict=True):
-        worker.replace(process, drain)
-    return sorted(names)
-
-
-def _status(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The command ``{"command": "status"}``: the parsers in use, their code and breakers."""
-    isolated = {config.parser for config in _isolated}
-    return {
-        "parsers": {
-            name: {
-                "generations": _generations(name),
-                "processes": [
-                    {"pid": p.pid, "generation": p.generation, "connections": p.connections}
-                    for p in _processes(name)
-                ],
-                "breaker": breaker_of(name).state,
-                "panics": breaker_of(name).total,
-            }
-            for name in sorted({*loaded_parser_names(), *isolated})
-        }
-    }
-
-
-def _processes(name: str) -> list[Process]:
-    """The processes of parser `name`, of all listeners."""
-    return [p for c in _isolated if c.parser == name for p in c.worker.processes]
-
-
-def _generations(name: str) -> Mapping[int, int]:
-    """How many connections run on which generation of the code, newest first."""
-    counts: Counter[int] = Counter()
-    for factory in generations(name):
-        counts[factory.generation] += factory.connections
-    for process in _processes(name):
-        counts[process.generation] += process.connections
-    return dict(sorted(counts.items(), reverse=True))
-
-
-def _debug(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The command ``{"command": "debug"}``: the socket where breakpoints wait."""
-    return {"path": debug_path()}
-
-
-_COMMANDS = {"reload": _reload, "status": _status, "debug": _debug}
-
-_controls: dict[str, ControlSocket] = {}
-"""The control sockets of this process, by path; they last as long as it does."""
-
-_isolated: list[IsolatedConfig] = []
-"""The listeners whose parser is in a process of its own."""
-
-_reloading = threading.Lock()
-"""One reload at a time."""
 
 _loaded: set[str] = set()
 """Parser files that this process has imported."""

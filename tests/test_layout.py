@@ -16,6 +16,7 @@ FOLDERS = ("proxylib", "parsers", "xds", "node")
 
 ELSEWHERE = {
     # source: (the test that covers it, why not its mirror)
+    "proxylib/commands.py": ("tests/node/test_reloading.py", "runs only inside the library"),
     "proxylib/embed.py": ("tests/native/test_cabi.py", "runs only inside the library"),
     "proxylib/native/build.py": ("tests/native/test_cabi.py", "its product is what is tested"),
     "proxylib/errors.py": ("tests/proxylib/test_rules.py", "types without behaviour"),
