@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,8 @@ class Process:
         """End it; connections that are left are closed."""
         process = self._process
         if process is not None and process.stdin is not None:
-            process.stdin.close()
+            with suppress(OSError):
+                process.stdin.close()
             if not self._ended.wait(LEAVE_TIMEOUT):
                 process.kill()
 
@@ -218,6 +220,10 @@ class Worker:
         """
         until = inf if drain is None else time.monotonic() + drain
         with self._lock:
+            if self._stopping.is_set():
+                # The listener has been removed meanwhile.
+                fresh.close()
+                return
             old, self.present = self.present, fresh
             # One that is not alive has nothing to leave.
             if old.remote is not None:
