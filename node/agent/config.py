@@ -14,6 +14,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any, Self
@@ -105,6 +106,22 @@ def _endpoints(text: str) -> str:
     return text
 
 
+def _numeric(text: str) -> str:
+    """``IP:PORT``; Envoy looks up no names for it."""
+    _numeric_parts(text)
+    return text
+
+
+def _numeric_parts(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+        raise ValueError(f"{text!r} is no IP:PORT")
+    try:
+        return str(ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
+    except ValueError:
+        raise ValueError(f"{text!r} is no IP:PORT: {host!r} is not an IP address") from None
+
+
 Absolute = Annotated[Path, AfterValidator(lambda path: path.absolute())]
 
 
@@ -138,6 +155,14 @@ class AgentConfig(BaseModel):
     )
     policy_audit_mode: bool = Field(
         False, strict=False, description="log what would be denied, and deny nothing"
+    )
+    secrets_dir: Absolute | None = Field(
+        None, description="a directory of the secrets that policies name: NAMESPACE/NAME"
+    )
+    upstream: Annotated[str, AfterValidator(_numeric)] | None = Field(
+        None,
+        description="IP:PORT that redirects lead to, from plain listeners "
+        "[default: transparent ones, to where a connection was meant to go]",
     )
     etcd: Annotated[str, AfterValidator(_endpoints)] | None = Field(
         None, description="HOST:PORT,... of the etcd that keeps the identities of all nodes"
@@ -173,6 +198,11 @@ class AgentConfig(BaseModel):
     @property
     def access_log_path(self) -> Path:
         return self.access_log or self.run_dir / "access_log.sock"
+
+    @property
+    def upstream_server(self) -> tuple[str, int] | None:
+        """The one server of all redirects, if there is one."""
+        return None if self.upstream is None else _numeric_parts(self.upstream)
 
     def settings(self) -> dict[str, str]:
         """Every setting in force, as a file would have it."""

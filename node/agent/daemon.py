@@ -20,10 +20,11 @@ from node.agent.folder import PolicyFolder
 from node.agent.node import Node
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
+from node.agent.secrets import TlsSecrets
 from node.agent.store import Store
 from node.errors import SetupError
 from xds.ads.ports import ProxyPorts
-from xds.ads.resources import NodeConfig
+from xds.ads.resources import NodeConfig, Transparency
 from xds.control import ControlServer
 from xds.etcd import EtcdStore
 from xds.identity import Identities
@@ -70,9 +71,17 @@ def run(config: AgentConfig) -> Iterator[Node]:
             shared.start(control.identities_changed, control.renumber)
         first, last = config.proxy_ports
         redirects = NodeRedirects(
-            NodeConfig(config.xds_path, config.access_log_path, config.node_name),
+            NodeConfig(
+                config.xds_path,
+                config.access_log_path,
+                config.node_name,
+                transparency=None if config.upstream else Transparency(),
+                secrets_path=config.secrets_dir,
+            ),
             ProxyPorts(config.state_dir / "proxy-ports.json", first=first, last=last),
             control.server,
+            TlsSecrets(config.secrets_dir),
+            config.upstream_server,
         )
         repository = Repository(store, control, redirects)
         folder = None

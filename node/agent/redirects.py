@@ -1,55 +1,96 @@
 """Which parsers judge whose connections, and at which proxy port an Envoy takes these.
 
-A redirect is a listener of its own for each parser and direction that some endpoint's
-policy asks for.  What an endpoint asks for is looked at again only when its policy changes.
+A redirect is a listener of its own for each parser, direction and TLS context that some
+endpoint's policy asks for.  What an endpoint asks for is looked at again only when its
+policy changes.  A redirect whose secrets are not there has no listener, and so no
+connection: it gets one when they come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from node.agent.secrets import TlsSecrets
+from proxylib.errors import ConfigError
+from xds.ads.clusters import Upstream
 from xds.ads.ports import ProxyPorts
 from xds.ads.redirects import Redirects
 from xds.ads.resources import Direction, NodeConfig, Redirect
+from xds.ads.secrets import TlsSecret
 from xds.engine import Changes, Engine
 from xds.explain import has_judge
+from xds.policy import TLSContext
 from xds.server import DiscoveryServer
 from xds.world import Resource
 
 Built = Mapping[str, Mapping[str, Resource]]
 
+UPSTREAM = "upstream"
+"""What the one server is called that all redirects lead to, if there is one."""
+
+
+class Kind(NamedTuple):
+    """What a listener of its own is for."""
+
+    parser: str
+    direction: Direction
+    terminating: TLSContext | None = None
+    originating: TLSContext | None = None
+
 
 class Wanted(NamedTuple):
     """Connections of an endpoint to `port` (to `end_port`), and who judges them."""
 
-    direction: Direction
     port: int
     end_port: int
-    parser: str
+    kind: Kind
+
+
+class Listeners(NamedTuple):
+    """What there is to be: redirects, their secrets by name, and why a kind has none."""
+
+    redirects: Mapping[Kind, Redirect]
+    secrets: Mapping[str, TlsSecret]
+    problems: Mapping[Kind, str]
 
 
 class NodeRedirects:
-    """The redirects of one node. ports: which proxy ports they may have."""
+    """The redirects of one node. ports: which proxy ports they may have.
 
-    def __init__(self, node: NodeConfig, ports: ProxyPorts, server: DiscoveryServer) -> None:
+    upstream: the server that they all lead to (host, port); None: where a connection was
+    meant to go.
+    """
+
+    def __init__(
+        self,
+        node: NodeConfig,
+        ports: ProxyPorts,
+        server: DiscoveryServer,
+        secrets: TlsSecrets,
+        upstream: tuple[str, int] | None = None,
+    ) -> None:
         self._server = server
+        self._secrets = secrets
+        self._upstream = upstream
         self._built: Built = {}
         self._redirects = Redirects(node, ports, self._take)
         self._wanted: dict[int, tuple[Wanted, ...]] = {}
+        self._listeners = Listeners({}, {}, {})
 
     def of(self, endpoint: int) -> tuple[Wanted, ...]:
         """What the policy of an endpoint asks for."""
         return self._wanted.get(endpoint, ())
 
-    def ports(self) -> Mapping[tuple[str, Direction], int]:
-        """The proxy port of each parser and direction."""
+    def ports(self) -> Mapping[Kind, int]:
+        """The proxy port of each kind that has a listener."""
         realized = self._redirects.realized()
-        return {
-            (parser, direction): realized[name]
-            for parser, direction in self._pairs()
-            if (name := _redirect(parser, direction).name) in realized
-        }
+        found = self._listeners.redirects.items()
+        return {kind: realized[item.name] for kind, item in found if item.name in realized}
+
+    def problems(self) -> Mapping[Kind, str]:
+        """Why a kind has no listener."""
+        return self._listeners.problems
 
     def update(self, engine: Engine, changes: Changes) -> Built:
         """What Envoy has to have after `changes`. Raises ConfigError if no port is left."""
@@ -57,26 +98,67 @@ class NodeRedirects:
             self._wanted.pop(number, None)
         for number in changes.endpoints:
             self._wanted[number] = tuple(sorted(set(_wanted(engine, number)), key=_order))
-        self._redirects.put(_redirect(*pair) for pair in self._pairs())
+        self._put(self._gather())
         return self._built
 
     def resolve(self) -> None:
-        """Move redirects whose port somebody else has, as their Envoys say.
+        """Take up other secrets, and move redirects whose port somebody else has.
 
         Not while something changes. Raises ConfigError if no port is left.
         """
-        if self._redirects.resolve(self._server.streams()):
+        before = self._built
+        self._redirects.resolve(self._server.streams())
+        listeners = self._gather()
+        if listeners != self._listeners:
+            self._put(listeners)
+        if self._built != before:
             self._server.publish(self._built, revision=self._server.revision)
 
     def _take(self, built: Built) -> None:
         self._built = built
 
-    def _pairs(self) -> Iterable[tuple[str, Direction]]:
-        return {(w.parser, w.direction) for wanted in self._wanted.values() for w in wanted}
+    def _put(self, listeners: Listeners) -> None:
+        upstreams = [Upstream(UPSTREAM, (self._upstream,))] if self._upstream else []
+        self._redirects.put(listeners.redirects.values(), upstreams, listeners.secrets.values())
+        self._listeners = listeners
+
+    def _gather(self) -> Listeners:
+        """A listener for every kind that can have one."""
+        redirects: dict[Kind, Redirect] = {}
+        secrets: dict[str, TlsSecret] = {}
+        problems: dict[Kind, str] = {}
+        for kind in {item.kind for wanted in self._wanted.values() for item in wanted}:
+            try:
+                redirects[kind] = self._redirect(kind, secrets)
+            except ConfigError as error:
+                problems[kind] = str(error)
+        return Listeners(redirects, secrets, problems)
+
+    def _redirect(self, kind: Kind, secrets: dict[str, TlsSecret]) -> Redirect:
+        """The redirect of a kind; its secrets go to `secrets`. Raises ConfigError."""
+        http = kind.parser == "http"
+        if kind.originating and not kind.terminating and not http:
+            raise ConfigError(
+                "which name the server must have is known only from the client's TLS; "
+                "originatingTLS needs terminatingTLS beside it, or HTTP"
+            )
+        shown = self._secrets.identity(kind.terminating) if kind.terminating else None
+        trusted = self._secrets.trust(kind.originating) if kind.originating else None
+        secrets |= {secret.name: secret for secret in (shown, trusted) if secret}
+        return Redirect(
+            kind.parser,
+            kind.direction,
+            0,
+            http=http,
+            upstream=UPSTREAM if self._upstream else "",
+            destination=_host_port(*self._upstream) if self._upstream else "",
+            terminating=shown.name if shown else "",
+            originating=trusted.name if trusted else "",
+        )
 
 
-def _redirect(parser: str, direction: Direction) -> Redirect:
-    return Redirect(parser, direction, 0, http=parser == "http")
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _wanted(engine: Engine, number: int) -> Iterator[Wanted]:
@@ -89,8 +171,11 @@ def _wanted(engine: Engine, number: int) -> Iterator[Wanted]:
             for line in lines:
                 # What has no parser has no listener: a DNS proxy's rules, say.
                 if has_judge(line.proto) and key.protocol in ("", "TCP") and not line.deny:
-                    yield Wanted(direction, key.port, key.end_port or key.port, line.proto)
+                    kind = Kind(line.proto, direction, line.terminating_tls, line.originating_tls)
+                    yield Wanted(key.port, key.end_port or key.port, kind)
 
 
-def _order(wanted: Wanted) -> tuple[str, int, int, str]:
-    return (wanted.direction.value, wanted.port, wanted.end_port, wanted.parser)
+def _order(wanted: Wanted) -> tuple[str, int, int, str, str]:
+    kind = wanted.kind
+    tls = f"{kind.terminating} {kind.originating}"
+    return (kind.direction.value, wanted.port, wanted.end_port, kind.parser, tls)

@@ -256,7 +256,10 @@ class IpEntry(Wire):
 
 
 class Redirect(Wire):
-    """Connections of an endpoint that are judged by a parser. proxy_port 0: none yet."""
+    """Connections of an endpoint that are judged by a parser. proxy_port 0: none, and why.
+
+    terminating, originating: the TLS secrets of its listener and of the way on.
+    """
 
     endpoint: int
     direction: Literal["ingress", "egress"]
@@ -264,6 +267,9 @@ class Redirect(Wire):
     end_port: int
     parser: str
     proxy_port: int = 0
+    terminating: str = ""
+    originating: str = ""
+    problem: str = ""
 
 
 class Stream(Wire):

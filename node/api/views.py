@@ -13,7 +13,8 @@ from node.agent.node import Node
 from node.api import models
 from xds.ads.resources import Direction
 from xds.labels import LabelSet
-from xds.policy import Peer
+from xds.model_http import SECRET_NAMESPACE
+from xds.policy import Peer, TLSContext
 from xds.source import Problem
 
 
@@ -126,19 +127,26 @@ def selectors(node: Node) -> list[models.SelectorUse]:
 
 def redirects(node: Node) -> list[models.Redirect]:
     """Which connections a parser judges, and at which proxy port."""
-    ports = node.redirects.ports()
+    ports, problems = node.redirects.ports(), node.redirects.problems()
     return [
         models.Redirect(
             endpoint=number,
-            direction="ingress" if wanted.direction is Direction.INGRESS else "egress",
+            direction="ingress" if wanted.kind.direction is Direction.INGRESS else "egress",
             port=wanted.port,
             end_port=wanted.end_port,
-            parser=wanted.parser,
-            proxy_port=ports.get((wanted.parser, wanted.direction), 0),
+            parser=wanted.kind.parser,
+            proxy_port=ports.get(wanted.kind, 0),
+            terminating=_secret(wanted.kind.terminating),
+            originating=_secret(wanted.kind.originating),
+            problem=problems.get(wanted.kind, ""),
         )
         for number in sorted(node.repository.state.endpoints)
         for wanted in node.redirects.of(number)
     ]
+
+
+def _secret(context: TLSContext | None) -> str:
+    return "" if context is None else f"{context.namespace or SECRET_NAMESPACE}/{context.secret}"
 
 
 def xds_status(node: Node) -> models.XdsStatus:
@@ -238,9 +246,11 @@ def _components(node: Node) -> Iterator[models.Component]:
 
 def _proxy_status(node: Node) -> models.Component:
     first, last = node.config.proxy_ports
+    without = len(node.redirects.problems())
     return models.Component(
         name="Proxy Status",
-        state="Ok",
+        state="Warning" if without else "Ok",
         message=f"ip {node.config.node_ip}, {len(redirects(node))} redirects active "
-        f"on ports {first}-{last}",
+        f"on ports {first}-{last}"
+        + (f", {without} listeners cannot be had (GET /v1/redirects)" if without else ""),
     )

@@ -43,6 +43,13 @@ _OPTIONS = (
         "When a direction is closed: default (a policy says so), always, never.",
     ),
     ("policy-audit-mode", "BOOL", "true: log what would be denied, and deny nothing."),
+    ("secrets-dir", "DIR", "The secrets that policies name: NAMESPACE/NAME."),
+    (
+        "upstream",
+        "IP:PORT",
+        "Where redirects lead, from plain listeners [default: transparent ones, to where a "
+        "connection was meant to go].",
+    ),
     ("etcd", "HOST:PORT,...", "The etcd that keeps the identities of all nodes."),
     ("node-name", "NAME", "What this node is called [default: the host's name]."),
     ("node-ip", "ADDR", "This node's own address [default: the one it speaks from]."),

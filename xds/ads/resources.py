@@ -125,6 +125,7 @@ class NodeConfig:
     xds_path, access_log_path, node_id: for the library. hosts: numeric addresses to
     listen on, the first one must be there. transparency: None listens as a plain
     server does, and redirects then need upstreams. concurrency: Envoy's workers.
+    secrets_path: the folder of header values that HTTP rules name.
     """
 
     xds_path: Path
@@ -134,6 +135,7 @@ class NodeConfig:
     transparency: Transparency | None = Transparency()
     concurrency: int = 1
     max_connections: int = 50_000
+    secrets_path: Path | None = None
 
 
 def build(
@@ -217,6 +219,7 @@ def _filters(node: NodeConfig, redirect: Redirect) -> list[Filter]:
             ingress=ingress,
             destination=redirect.destination,
             parser_modules=redirect.parser_modules,
+            secrets_path=node.secrets_path,
         )
         for ingress in _PASSES[redirect.direction]
     ]

@@ -80,3 +80,17 @@ def test_the_commands_find_the_agents_socket(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PROXYLIB_SOCKET", "/somewhere")
     assert default_socket() == Path("/somewhere")
     assert load_config({}, environment=dict(os.environ)).api_path == Path("/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:65535", ("::1", 65535))],
+)
+def test_the_upstream_is_numeric(text: str, server: tuple[str, int]) -> None:
+    assert load_config({"upstream": text}, environment={}).upstream_server == server
+
+
+@pytest.mark.parametrize("text", ["web:80", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:99999", ":80"])
+def test_what_is_no_upstream(text: str) -> None:
+    with pytest.raises(UsageError, match="is no IP:PORT"):
+        load_config({"upstream": text}, environment={})
