@@ -83,7 +83,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
             TlsSecrets(config.secrets_dir),
             config.upstream_server,
         )
-        repository = Repository(store, control, redirects)
+        repository = Repository(store, control, redirects, watched=config.policy_dir is not None)
         folder = None
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))

@@ -10,7 +10,7 @@ revisions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from node.agent.documents import PolicyDocument, load_all, load_documents, parse_labels
@@ -83,11 +83,16 @@ class Progress:
 class Repository:
     """The state of one node, in `store`, served by `control` at `redirects`.
 
+    watched: whether files still come from a directory; if not, those of an earlier one
+    stay in force, and each becomes the API's when that changes or deletes what is in it.
     Raises ConfigError or DocumentError if what is on the disk cannot be put in force.
     """
 
-    def __init__(self, store: Store, control: ControlServer, redirects: NodeRedirects) -> None:
+    def __init__(
+        self, store: Store, control: ControlServer, redirects: NodeRedirects, *, watched: bool
+    ) -> None:
         self._store = store
+        self._watched = watched
         self._control = control
         self._redirects = redirects
         self._changing = threading.Lock()
@@ -111,6 +116,7 @@ class Repository:
 
         def change(state: State) -> State:
             found = {d.key: replace(d, revision=state.revision + 1) for d in documents}
+            state = self._adopted(state, found)
             after = {**state.documents, **found}
             if len(after) > MAX_DOCUMENTS:
                 raise Full(f"there are {MAX_DOCUMENTS} policies already")
@@ -142,13 +148,15 @@ class Repository:
         return self._delete(lambda d: None if chosen(d) else d, f"there is no policy {what!r}")
 
     def delete_labels(self, labels: Sequence[str]) -> Changed:
-        """Delete the rules that have all of `labels`; none at all: every rule.
+        """Delete the rules that have all of `labels`; none at all: every rule of the API's.
 
         Raises ValueError for what is no label, UnknownPolicy and NotOurs as `delete`.
         """
         wanted = parse_labels(labels)
         what = f"no policy has the labels {', '.join(labels)}" if labels else "there is no policy"
-        return self._delete(lambda document: document.without(wanted), what)
+        return self._delete(
+            lambda d: d.without(wanted) if wanted or not (d.file and self._watched) else d, what
+        )
 
     def put_files(self, files: Mapping[str, str | None]) -> Changed:
         """Put files of the watched directory in force; text None: the file has gone.
@@ -349,11 +357,12 @@ class Repository:
         def change(state: State) -> State:
             touched = [d for d in state.policies() if keep(d) is not d]
             files = sorted({d.file for d in touched if d.file})
-            if files:
+            if files and self._watched:
                 raise NotOurs(f"{', '.join(files)} has such a policy; remove it there")
             if not touched:
                 raise UnknownPolicy(unknown)
             names[:] = [document.key for document in touched]
+            state = self._adopted(state, names)
             after = {
                 key: kept if kept is document else replace(kept, revision=state.revision + 1)
                 for key, document in state.documents.items()
@@ -362,6 +371,17 @@ class Repository:
             return replace(state, documents=after)
 
         return Changed(self._change(change), names)
+
+    def _adopted(self, state: State, keys: Collection[str]) -> State:
+        """`state`, with files that nobody watches and that have a document of `keys` the API's."""
+        gone = {
+            path: file
+            for path, file in state.files.items()
+            if not self._watched and any(d.key in keys for d in file.documents)
+        }
+        ours = {d.key: replace(d, file="") for file in gone.values() for d in file.documents}
+        kept = {path: file for path, file in state.files.items() if path not in gone}
+        return replace(state, documents={**state.documents, **ours}, files=kept)
 
     def _enforce(self, before: State, after: State, revision: int) -> None:
         self._control.change(

@@ -215,7 +215,13 @@ def _components(node: Node) -> Iterator[models.Component]:
     )
     problems = file_problems(node)
     if node.folder is None:
-        yield models.Component(name="Policy directory", state="Disabled", message="")
+        yield models.Component(
+            name="Policy directory",
+            state="Warning" if state.files else "Disabled",
+            message=f"none; {len(state.files)} files of an earlier one are in force"
+            if state.files
+            else "",
+        )
     else:
         files = {place.file for place in problems}
         yield models.Component(

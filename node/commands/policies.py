@@ -105,7 +105,7 @@ def get(
 @_NAMESPACE
 @_KIND
 @_LABELS
-@click.option("--all", "everything", is_flag=True, help="Every policy that came by the API.")
+@click.option("--all", "everything", is_flag=True, help="Every policy but those of policy-dir.")
 @remote
 def delete(
     name: str,

@@ -144,3 +144,36 @@ def test_no_such_directory(short_path: Path) -> None:
         running(short_path, policy_dir=short_path / "none"),
     ):
         pass
+
+
+def test_without_the_directory_its_files_stay_and_can_be_deleted(
+    short_path: Path, folder: Path
+) -> None:
+    drop(folder, "one.yaml", r2d2("one") + "---\n" + r2d2("other"))
+    drop(folder, "two.yaml", r2d2("two"))
+    drop(folder, "three.yaml", r2d2("three"))
+    with running(short_path, policy_dir=folder) as agent:
+        assert agent.cli("policy", "delete", "one").exit_code == 2
+        agent.put_policy(r2d2("by-api"))
+        # All that came by the API; files are not the API's.
+        assert agent.cli("policy", "delete", "--all").exit_code == 0
+        assert names(agent) == ["one", "other", "three", "two"]
+    with running(short_path) as agent:
+        assert names(agent) == ["one", "other", "three", "two"]
+        health = {c["name"]: c for c in agent.get("/healthz")["components"]}
+        assert health["Policy directory"]["state"] == "Warning"
+        assert health["Policy directory"]["message"].startswith("none; 3 files of an earlier one")
+        assert agent.cli("policy", "delete", "one").exit_code == 0
+        assert agent.put_policy(r2d2("two", cmd="HALT")).status_code == 200
+    with running(short_path) as agent:
+        found = {p["name"]: p for p in agent.get("/policy")["policies"]}
+        assert {name: p["source"] for name, p in found.items()} == {
+            "other": "api",
+            "three": "file",
+            "two": "api",
+        }
+        assert "HALT" in str(found["two"]["document"])
+        assert agent.cli("policy", "delete", "--all").exit_code == 0
+        assert names(agent) == []
+        health = {c["name"]: c for c in agent.get("/healthz")["components"]}
+        assert health["Policy directory"]["state"] == "Disabled"
