@@ -8,6 +8,7 @@ connection: it gets one when they come.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ class NodeRedirects:
         self._built: Built = {}
         self._redirects = Redirects(node, ports, self._take)
         self._wanted: dict[int, tuple[Wanted, ...]] = {}
+        self._users: Counter[Kind] = Counter()
         self._listeners = Listeners({}, {}, {})
 
     def of(self, endpoint: int) -> tuple[Wanted, ...]:
@@ -95,9 +97,9 @@ class NodeRedirects:
     def update(self, engine: Engine, changes: Changes) -> Built:
         """What Envoy has to have after `changes`. Raises ConfigError if no port is left."""
         for number in changes.removed:
-            self._wanted.pop(number, None)
+            self._want(number, ())
         for number in changes.endpoints:
-            self._wanted[number] = tuple(sorted(set(_wanted(engine, number)), key=_order))
+            self._want(number, tuple(sorted(set(_wanted(engine, number)), key=_order)))
         self._put(self._gather())
         return self._built
 
@@ -117,6 +119,16 @@ class NodeRedirects:
     def _take(self, built: Built) -> None:
         self._built = built
 
+    def _want(self, endpoint: int, wanted: tuple[Wanted, ...]) -> None:
+        """Note what an endpoint asks for, so that nobody has to ask all of them."""
+        for item in self._wanted.pop(endpoint, ()):
+            self._users[item.kind] -= 1
+            if not self._users[item.kind]:
+                del self._users[item.kind]
+        if wanted:
+            self._wanted[endpoint] = wanted
+            self._users.update(item.kind for item in wanted)
+
     def _put(self, listeners: Listeners) -> None:
         upstreams = [Upstream(UPSTREAM, (self._upstream,))] if self._upstream else []
         self._redirects.put(listeners.redirects.values(), upstreams, listeners.secrets.values())
@@ -127,7 +139,7 @@ class NodeRedirects:
         redirects: dict[Kind, Redirect] = {}
         secrets: dict[str, TlsSecret] = {}
         problems: dict[Kind, str] = {}
-        for kind in {item.kind for wanted in self._wanted.values() for item in wanted}:
+        for kind in self._users:
             try:
                 redirects[kind] = self._redirect(kind, secrets)
             except ConfigError as error:

@@ -70,3 +70,42 @@ def test_a_revision_is_waited_for_with_its_listeners(short_path: Path) -> None:
             assert waiting["waiting"] == {"envoy": "has not answered yet"}
             envoy.ack(response)
             assert agent.get(f"/policy/revisions/{revision}", timeout=20)["reached"]
+
+
+TLS = r2d2().replace(
+    "rules:", "terminatingTLS: {secret: {name: web, namespace: prod}}\n      rules:"
+)
+
+
+def test_a_tls_context_is_a_redirect_of_its_own(short_path: Path) -> None:
+    secret = short_path / "secrets/prod/web"
+    secret.mkdir(parents=True)
+    with running(short_path, secrets_dir=short_path / "secrets") as agent:
+        agent.put_policy(r2d2("plain", app="other") + "---\n" + TLS)
+        agent.add_endpoint("10.0.0.1", "app=r2d2")
+        agent.add_endpoint("10.0.0.2", "app=other")
+        tls, plain = agent.get("/redirects")
+        assert (plain["terminating"], plain["problem"]) == ("", "")
+        assert plain["proxy-port"] > 0
+        assert (tls["terminating"], tls["proxy-port"]) == ("prod/web", 0)
+        assert str(secret / "tls.crt") in tls["problem"]
+        assert "1 listeners cannot be had" in agent.cli("status").stdout
+        for name in ("tls.crt", "tls.key"):
+            (secret / name).write_text("-----BEGIN SOMETHING-----\n")
+        assert agent.node is not None
+        agent.node.repository.resolve_redirects()
+        tls, again = agent.get("/redirects")
+        assert again == plain
+        assert tls["proxy-port"] not in (0, plain["proxy-port"])
+        agent.http.delete("/endpoint/1")
+        assert agent.get("/redirects") == [plain]
+
+
+def test_tls_that_cannot_be_had_holds_nothing_up(short_path: Path) -> None:
+    """Without the client's TLS nobody knows what the server is called."""
+    with running(short_path) as agent:
+        agent.put_policy(TLS.replace("terminatingTLS", "originatingTLS"))
+        assert agent.add_endpoint("10.0.0.1", "app=r2d2").status_code == 201
+        (redirect,) = agent.get("/redirects")
+        assert redirect["proxy-port"] == 0
+        assert "needs terminatingTLS beside it" in redirect["problem"]
