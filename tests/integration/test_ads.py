@@ -494,8 +494,8 @@ def test_http_goes_by_routes_of_ours(node: Node) -> None:
 
 
 @contextmanager
-def web_server() -> Iterator[Address]:
-    """Says 200 to every GET."""
+def web_server(tls: tuple[Path, Path] | None = None) -> Iterator[Address]:
+    """Says 200 to every GET. tls: its certificate and key."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -507,6 +507,10 @@ def web_server() -> Iterator[Address]:
             pass
 
     with http.server.ThreadingHTTPServer((HOST, 0), Handler) as server:
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

@@ -10,6 +10,8 @@ import http.client
 import os
 import shutil
 import signal
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -255,3 +257,54 @@ def test_tls_is_opened_with_the_secrets(folder: Path) -> None:
         wait_for(lambda: asked(renewed) == b"HALT\r\n", "the new certificate")
         assert proxy(agent).port == port
         wait_for(lambda: agent.cli("xds", "status").exit_code == 0, "nothing refused")
+
+
+HTTPS = """
+kind: CiliumNetworkPolicy
+metadata: {{name: web}}
+spec:
+  endpointSelector: {{matchLabels: {{app: web}}}}
+  ingress:
+  - toPorts:
+    - ports: [{{port: "{port}", protocol: TCP}}]
+      terminatingTLS: {{secret: {{name: web, namespace: prod}}}}
+      originatingTLS: {{secret: {{name: web, namespace: prod}}, trustedCA: bundle.pem}}
+      rules:
+        http: [{{path: "/public.*"}}]
+"""
+
+
+@pytest.mark.timeout(120)
+def test_https_is_judged_request_by_request(folder: Path) -> None:
+    """One secret with both roles; the server must have the name of the request."""
+    secret, name = folder / "secrets/prod/web", "web.example"
+    secret.mkdir(parents=True)
+    cert, key = certificate(folder, name)
+    for source, item in ((cert, "tls.crt"), (key, "tls.key"), (cert, "bundle.pem")):
+        shutil.copy(source, secret / item)
+    context = ssl.create_default_context(cafile=cert)
+
+    def answer(where: Address, path: str) -> int:
+        """The status; 0 if there is no answer (yet)."""
+        try:
+            with (
+                socket.create_connection((where.host, where.port), 10) as plain,
+                context.wrap_socket(plain, server_hostname=name) as client,
+            ):
+                client.sendall(f"GET {path} HTTP/1.0\r\nHost: {name}\r\n\r\n".encode())
+                return int((client.recv(1000) or b"- 0").split()[1])
+        except (OSError, ssl.SSLError):
+            return 0
+
+    with (
+        web_server(tls=(cert, key)) as web,
+        node(folder, web, "--secrets-dir", secret.parents[1]),
+        envoy(folder),
+        client(folder) as agent,
+    ):
+        agent.add_endpoint(web.host, "app=web")
+        imported = agent.put_policy(HTTPS.format(port=web.port))
+        assert imported.status_code == 200, imported.text
+        where = proxy(agent)
+        wait_for(lambda: answer(where, "/public") == 200, "TLS, routes and policy")
+        assert answer(where, "/secret") == 403
