@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.xds.conftest import example
+from xds import shadowing
 from xds.documents import load_policies
 from xds.endpoints import load_endpoints, load_services
 from xds.lint import lint, open_ends
@@ -244,3 +247,27 @@ def test_moot_only_beside_rules_of_the_same_endpoints_and_mode() -> None:
     assert warnings(f"{HEAD}{rule}---\n{audit}{rule}") == []
     elsewhere = other.replace("{}", "{matchLabels: {role: jedi}}")
     assert warnings(f"{HEAD}{rule}---\n{elsewhere}{rule}") == []
+
+
+def test_comparing_rules_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only pairs of rules count, but what each of them has to be compared."""
+    compared = 0
+    covers = shadowing._port_covers
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal compared
+        compared += 1
+        return covers(*arguments)
+
+    monkeypatch.setattr(shadowing, "_port_covers", counted)
+    rule = "- toPorts: [{ports: [%s]}]"
+    rules = (
+        rule % ", ".join(f"{{port: {n * 40 + i + 1}, protocol: TCP}}" for i in range(40))
+        for n in range(250)
+    )
+    assert of("\n".join(["ingress:", *rules])) == []
+    assert compared <= shadowing.MAX_COMPARISONS
+    assert of(
+        'ingress:\n- toPorts: [{ports: [{port: "80"}]}]\n- toPorts: [{ports: [{port: "80"}]}]'
+    )
+    assert compared > 0
