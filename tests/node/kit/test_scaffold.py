@@ -14,9 +14,12 @@ from node.kit.scaffold import FRAMINGS, new_parser
 from tests.node.conftest import ROOT
 
 
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, cwd: Path = ROOT, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=cwd
+        command, capture_output=True, text=True, check=False, cwd=cwd, timeout=timeout
     )
 
 
@@ -29,6 +32,16 @@ def test_its_checks_and_tests_pass_at_once(framing: str, tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hostile dialogues" in done.stdout
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_its_tests_end_when_they_fail(framing: str, tmp_path: Path) -> None:
+    """Policy and parser often disagree while an author edits one of them."""
+    new_parser(f"droid.{framing}", tmp_path, framing)
+    (tmp_path / "policy.yaml").write_text("kind: nothing\n")
+    done = run("-m", "pytest", "-q", "tests/test_envoy.py", cwd=tmp_path, timeout=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
 
 
 def test_it_is_well_formatted(tmp_path: Path) -> None:
