@@ -98,6 +98,15 @@ class BatchParser(Parser):
     `on_data` would have returned one after the other.
     """
 
+    @classmethod
+    def check_class(cls) -> None:
+        super().check_class()
+        if cls.on_data is not BatchParser.on_data:
+            raise TypeError(
+                "it defines on_data, which is never called in a batch parser: define on_batch, "
+                "or derive it from Parser"
+            )
+
     @abstractmethod
     def on_batch(self, reply: bool, end_stream: bool, data: bytes, ops: list[int]) -> None:
         """Append flat ops (``ops += PASS, 24``) for all complete messages of `data`.

@@ -35,12 +35,16 @@ from proxylib.registry import (
     replace_parser_factories,
     staging,
 )
+from proxylib.timelimit import within
 
 Install = Callable[[Mapping[str, ParserFactory]], None]
 """Looks whether other factories fit (know the rules that are in force), or raises."""
 
 _OURS = (__file__, registry.__file__)
 """Files of frames that an author's traceback does without."""
+
+LOAD_BUDGET = 20.0
+"""Seconds that new code may take to load, and as many to check itself."""
 
 _lock = threading.Lock()
 """One reload at a time."""
@@ -158,10 +162,11 @@ def _forget(source: Path) -> None:
 
 def _import(old: ModuleType) -> None:
     try:
-        if old.__name__.startswith(FILE_MODULES):
-            _run_file(old)
-        else:
-            importlib.import_module(old.__name__)
+        with within(LOAD_BUDGET, "loading the new code"):
+            if old.__name__.startswith(FILE_MODULES):
+                _run_file(old)
+            else:
+                importlib.import_module(old.__name__)
     except (Exception, SystemExit) as error:
         raise RegistrationError(f"the new code does not load:\n{author_story(error)}") from error
 
@@ -191,7 +196,8 @@ def self_check(factory: ClassFactory) -> None:
     check = getattr(factory.parser_class, "self_check", None)
     try:
         if check is not None:
-            check()
+            with within(LOAD_BUDGET, "the new code's own check"):
+                check()
     except (Exception, SystemExit) as error:
         story = author_story(error)
         raise RegistrationError(f"the new code fails its own check:\n{story}") from error

@@ -58,7 +58,9 @@ def command(
     for path, recording in recordings:
         try:
             run = replay(recording, parser=name, judge=judge)
-        except (ProxylibError, LookupError) as error:
+        except LookupError as error:
+            raise UsageError(f"{path}: {error}; name its file with --parser") from error
+        except ProxylibError as error:
             raise UsageError(f"{path}: {error}") from error
         runs.append(run)
         if as_json:

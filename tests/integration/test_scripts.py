@@ -111,7 +111,7 @@ def proxy(
     return Proxy(config, on_entries=(log if log is not None else []).extend)
 
 
-@pytest.mark.parametrize("parser", scripted.NAMES)
+@pytest.mark.parametrize("parser", scripted.SCRIPTED)
 def test_any_chunks(server: Server, parser: str) -> None:
     with proxy(parser, server.server_address[1], workers=2) as running:
 

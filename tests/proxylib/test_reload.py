@@ -233,3 +233,26 @@ def test_rules_that_the_old_version_does_not_know_close(code: Path) -> None:
     host.set_policy("reloaded", [{"noun": "b"}])
     assert host.connection.decision.denied
     assert "does not know the rules: noun" in host.connection.decision.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "while True:\n    pass\n",
+        CODE.format(
+            version=2,
+            more="    @classmethod\n    def self_check(cls):\n        while True: pass\n",
+        ),
+    ],
+)
+def test_code_that_never_finishes_is_refused(
+    code: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxylib.reload.LOAD_BUDGET", 0.3)
+    code.write_text(text)
+    with pytest.raises(RegistrationError, match=r"took longer than 0.3 s") as raised:
+        reload_parser("reloaded")
+    assert "while True" in str(raised.value) or "pass" in str(raised.value)
+    host = Host("reloaded")
+    host.client(b"a\n")
+    assert versions(host) == [1]
