@@ -74,10 +74,6 @@ static bool output_add_ops(const struct input *in, const struct op_list *list,
 
 enum { SCHEDULED_CLOSE = 1, SCHEDULED_DEATH, SCHEDULED_REFRESH, SCHEDULED_ANSWER };
 
-static void schedule(struct filter *f, uint64_t event) {
-  envoy_dynamic_module_callback_network_filter_scheduler_commit(f->live.scheduler, event);
-}
-
 static void close_connection(struct filter *f, int how) {
   static const char details[] = "proxylib";
   envoy_dynamic_module_callback_network_filter_close_with_details(
@@ -94,7 +90,7 @@ static int fail(struct filter *f, bool reply, size_t len) {
     close_connection(f, CLOSE_FLUSH_WRITE);
     return STATUS_STOP_ITERATION;
   }
-  schedule(f, SCHEDULED_CLOSE);
+  live_tell_here(&f->live, SCHEDULED_CLOSE);
   if (!output.len) return STATUS_STOP_ITERATION;
   envoy_buffer_calls[reply].append(f->envoy, (envoy_buffer){output.data, output.len});
   return STATUS_CONTINUE;
@@ -292,7 +288,9 @@ static int on_io(struct filter *f, bool reply, size_t len, bool end_stream) {
 void envoy_reloaded(void) { live_tell_all(SCHEDULED_REFRESH); }
 
 /* The connection has lost its parser. Called on any thread, with the GIL. */
-static void parser_lost(void *filter) { schedule(filter, SCHEDULED_DEATH); }
+static void parser_lost(void *filter) {
+  live_tell(&((struct filter *)filter)->live, SCHEDULED_DEATH);
+}
 
 /* The connection has lost its parser, whether bytes were under way or not. */
 static void on_death(struct filter *f) {
@@ -393,8 +391,11 @@ HOOK(int, network_filter_new_connection)(envoy_filter envoy, void *filter) {
   }
   if (PyErr_Occurred()) envoy_log_exception("opening a connection");
   Py_XDECREF(connection);
+  if (f->open && !live_add(&f->live, envoy)) {
+    connection_close(&f->connection);
+    f->open = false;
+  }
   if (f->open) {
-    live_add(&f->live, envoy);
     f->connection.waits = true;
     connection_watch(&f->connection, parser_lost, f);
   }
