@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylib.errors import ProxylibError
+from proxylib.unixsocket import bind
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +45,9 @@ class ControlSocket:
     def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
         self.path = path
         self._commands = commands
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _make_room(path)
-            before = os.umask(0o177)
-            try:
-                self._listener.bind(str(path))
-            finally:
-                os.umask(before)
-            self._listener.listen(16)
-        except BaseException:
-            self._listener.close()
-            raise
+        _make_room(path)
+        self._listener = bind(path, socket.SOCK_STREAM, 0o600)
+        self._listener.listen(16)
         threading.Thread(target=self._run, name="proxylib-control", daemon=True).start()
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import pdb
 import socket
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from proxylib.errors import ConfigError
+from proxylib.unixsocket import bind
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,14 @@ def listen(path: str) -> None:
     """Have ``breakpoint()`` wait at the socket `path`. Raises ConfigError if it cannot listen."""
     if path in _listeners:
         return
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    place = Path(path)
     try:
-        Path(path).unlink(missing_ok=True)
-        listener.bind(path)
+        # A worker that takes another's place takes its socket over; nothing else goes.
+        if place.is_socket():
+            place.unlink(missing_ok=True)
+        listener = bind(place, socket.SOCK_STREAM, 0o600)
     except OSError as error:
-        listener.close()
         raise ConfigError(f"debug: {path!r}: {error.strerror or error}") from error
-    finally:
-        os.umask(before)
     listener.listen(1)
     listener.settimeout(PATIENCE)
     _listeners[path] = listener

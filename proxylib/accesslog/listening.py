@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from proxylib.errors import ProxylibError
+from proxylib.unixsocket import bind
 
 MAX_PATH = 107
 """Longest path of a Unix socket, bytes (sockaddr_un has 108, one is the NUL)."""
@@ -33,17 +34,12 @@ def listen(path: Path, mode: int) -> socket.socket:
     if len(os.fsencode(path)) > MAX_PATH:
         raise AccessLogError(f"{path}: longer than {MAX_PATH} bytes, the limit of a Unix socket")
     _clear(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        listener.setblocking(False)
-        # Linux gives the file the mode of the socket, less the umask.
-        os.fchmod(listener.fileno(), mode)
-        listener.bind(os.fspath(path))
-        path.chmod(mode)
-        listener.listen(BACKLOG)
+        listener = bind(path, socket.SOCK_SEQPACKET, mode)
     except OSError as error:
-        listener.close()
         raise AccessLogError(f"{path}: {_reason(error, path)}") from error
+    listener.setblocking(False)
+    listener.listen(BACKLOG)
     return listener
 
 
