@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -179,17 +179,23 @@ class File(Shape):
 _FIELDS: Fields = {"": File, "endpoints": _Endpoint, "services": ServiceEntry, "ports": _NamedPort}
 
 
+def _files(
+    documents: Iterable[Document], problems: list[Problem]
+) -> Iterator[tuple[Document, File]]:
+    """The documents that are of the right shape; what is wrong with others is added."""
+    for document in documents:
+        try:
+            yield document, check(File, document, _FIELDS)
+        except DocumentError as error:
+            problems += error.problems
+
+
 def load_endpoints(documents: Iterable[Document]) -> list[Endpoint]:
     """The endpoints of `documents`. Raises DocumentError with everything that is wrong."""
     endpoints: list[Endpoint] = []
     problems: list[Problem] = []
     taken: dict[str, Place] = {}
-    for document in documents:
-        try:
-            parsed = check(File, document, _FIELDS)
-        except DocumentError as error:
-            problems += error.problems
-            continue
+    for document, parsed in _files(documents, problems):
         for index, item in enumerate(parsed.endpoints or ()):
             place = document.place(("endpoints", index))
             addresses = (item.address,) if item.address else tuple(item.addresses or ())
@@ -217,12 +223,7 @@ def load_services(documents: Iterable[Document]) -> ServiceTable:
     entries: list[ServiceEntry] = []
     problems: list[Problem] = []
     taken: dict[tuple[str, str], Place] = {}
-    for document in documents:
-        try:
-            parsed = check(File, document, _FIELDS)
-        except DocumentError as error:
-            problems += error.problems
-            continue
+    for document, parsed in _files(documents, problems):
         for index, item in enumerate(parsed.services or ()):
             place = document.place(("services", index))
             first = taken.setdefault((item.namespace or "", item.name), place)
