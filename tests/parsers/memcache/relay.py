@@ -27,11 +27,25 @@ class Relay:
     deny: Rules = ()
     address: tuple[str, int] = ("", 0)
     hosts: list[Host] = field(default_factory=list)
+    # The loop itself forgets a task that waits for a half-closed connection.
+    _tasks: set[object] = field(default_factory=set)
 
     async def _connection(
         self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> None:
-        server, to_server = await asyncio.open_connection(*self.upstream)
+        self._tasks.add(asyncio.current_task())
+        with contextlib.closing(to_client):
+            server, to_server = await asyncio.open_connection(*self.upstream)
+            with contextlib.closing(to_server):
+                await self._relay(client, to_client, server, to_server)
+
+    async def _relay(
+        self,
+        client: asyncio.StreamReader,
+        to_client: asyncio.StreamWriter,
+        server: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+    ) -> None:
         host = Host("memcache", self.rules, deny=self.deny)
         self.hosts.append(host)
 
@@ -62,13 +76,7 @@ class Relay:
             for writer in writers:
                 writer.close()
 
-        try:
-            await asyncio.gather(pump(False, client), pump(True, server))
-        except asyncio.CancelledError:
-            pass
-        finally:
-            to_client.close()
-            to_server.close()
+        await asyncio.gather(pump(False, client), pump(True, server))
 
     async def _serve(self, ready: threading.Event, done: asyncio.Event) -> None:
         server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
@@ -76,10 +84,15 @@ class Relay:
         ready.set()
         await done.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await task
+        # A connection accepted at this very moment becomes a task only now: ask again, and let
+        # each begin, so that what it holds is closed.
+        await asyncio.sleep(0)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        await asyncio.sleep(0)
 
 
 @contextlib.contextmanager
