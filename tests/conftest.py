@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from hypothesis import settings
 
+from demos.namespaces import Lab
 from demos.servers.maven import Missing
 from proxylib.testing import Host, LogRecord
 from tests.native.chost import CHost, Rig, compile_host
@@ -96,9 +98,24 @@ def open_host(request: pytest.FixtureRequest) -> Iterator[OpenHost]:
         host.close()
 
 
+class MakeLab(Protocol):
+    def __call__(self, *endpoints: str, outside: bool = False, mtu: int = 1500) -> Lab: ...
+
+
+@pytest.fixture
+def make_lab() -> Iterator[MakeLab]:
+    """Makes labs (demos/namespaces.py) that end with the test."""
+    with ExitStack() as stack:
+
+        def make(*endpoints: str, outside: bool = False, mtu: int = 1500) -> Lab:
+            return stack.enter_context(Lab(*endpoints, outside=outside, mtu=mtu))
+
+        yield make
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None, None, None]:
-    """Without Java or Maven, tests of real servers are skipped with the reason.
+    """Without Java or Maven, or root for namespaces, tests of these are skipped with the reason.
 
     Where ``CI`` is set they fail: a run that must show everything leaves nothing out.
     """

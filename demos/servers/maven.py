@@ -20,7 +20,7 @@ _TIMEOUT = 600.0
 
 
 class Missing(SetupError):
-    """Java, Maven or an artifact cannot be had; the text says what to do."""
+    """What the machine must have for this cannot be had; the text says what to do."""
 
 
 def jars(name: str, artifacts: Iterable[str]) -> str:
