@@ -41,6 +41,8 @@ class Changes:
     endpoints: those whose policy is another, or that are new; removed: that are gone.
     hosts: identities whose addresses are others.
     came, gone: identities that there are, or are no more.
+    maps: endpoints whose L4 policy (`Engine.map_state`) may be another. That is more than
+        `endpoints`: a NetworkPolicy says nothing of ICMP and SCTP.
     """
 
     revision: int
@@ -49,6 +51,7 @@ class Changes:
     hosts: frozenset[int]
     came: Mapping[int, LabelSet]
     gone: frozenset[int]
+    maps: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class _Step:
     before: dict[SubjectKey, tuple[Tables, Tables | None]] = field(default_factory=dict)
     """What subjects said that were compiled anew."""
     endpoints: set[int] = field(default_factory=set)
+    maps: set[int] = field(default_factory=set)
     removed: set[int] = field(default_factory=set)
     hosts: set[int] = field(default_factory=set)
     came: dict[int, LabelSet] = field(default_factory=dict)
@@ -471,6 +472,7 @@ class Engine:
             subject = self._subjects[key]
             self.work["subjects written"] += 1
             subject.map_state = None
+            step.maps |= subject.endpoints
             written = subject.encoder.written
             body = subject.encoder.body(subject.tables, subject.would_be, self.meant)
             self.work["lines written"] += subject.encoder.written - written
@@ -487,6 +489,7 @@ class Engine:
             hosts=frozenset(step.hosts),
             came=step.came,
             gone=frozenset(step.gone),
+            maps=frozenset((step.endpoints | step.maps) & self._roster.endpoints.keys()),
         )
 
     def _addresses_of(self, identity: int) -> list[str]:

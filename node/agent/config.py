@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from socket import gethostname
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -122,6 +122,12 @@ def _numeric_parts(text: str) -> tuple[str, int]:
         raise ValueError(f"{text!r} is no IP:PORT: {host!r} is not an IP address") from None
 
 
+def _envoy(text: str) -> str:
+    if text in ("auto", "none") or text.startswith("/"):
+        return text
+    raise ValueError(f"{text!r} is not auto, none, or the whole path of a binary")
+
+
 Absolute = Annotated[Path, AfterValidator(lambda path: path.absolute())]
 
 
@@ -179,12 +185,53 @@ class AgentConfig(BaseModel):
     proxy_ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = Field(
         (10000, 20000), description="the ports that redirects may use"
     )
+    datapath: Literal["auto", "veth", "none"] = Field(
+        "auto",
+        description="veth: programs at the endpoints' links; none; "
+        "auto: veth with the first endpoint that has an interface, where that works",
+    )
+    bpf_root: Absolute = Field(
+        Path("/sys/fs/bpf/proxylib"), description="the folder of bpffs that maps are pinned in"
+    )
+    bpf_policy_map_max: int = Field(
+        16_384, ge=256, le=65_536, description="most entries of one endpoint's policy"
+    )
+    bpf_ct_global_max: int = Field(
+        524_288, ge=1024, le=1 << 24, description="connections that are remembered"
+    )
+    bpf_ipcache_max: int = Field(
+        512_000, ge=1024, le=1 << 24, description="prefixes whose identity is known"
+    )
+    bpf_proxy_max: int = Field(
+        524_288, ge=1024, le=1 << 24, description="redirected connections that are remembered"
+    )
+    monitor_aggregation: Literal["none", "low", "medium", "maximum"] = Field(
+        "medium", description="how much of running connections is reported: none reports most"
+    )
+    envoy: Annotated[str, AfterValidator(_envoy)] = Field(
+        "auto",
+        description="auto: an Envoy of ours when the first redirect exists, with datapath veth; "
+        "none; or the binary to start",
+    )
+    envoy_concurrency: int = Field(1, ge=1, le=512, description="Envoy's worker threads")
+    envoy_drain_time: int = Field(
+        60, ge=0, le=86_400, description="seconds that an Envoy which is replaced goes on serving"
+    )
 
     @model_validator(mode="after")
     def _sockets_differ(self) -> Self:
         paths = (self.api_path, self.xds_path, self.access_log_path)
         if len(set(paths)) != len(paths):
             raise ValueError(f"the three sockets need a path each: {', '.join(map(str, paths))}")
+        return self
+
+    @model_validator(mode="after")
+    def _datapath_fits(self) -> Self:
+        if self.datapath == "veth" and self.upstream is not None:
+            raise ValueError(
+                "with upstream, redirects have plain listeners that the programs cannot redirect "
+                "to: leave out upstream, or datapath veth"
+            )
         return self
 
     @property

@@ -24,7 +24,7 @@ from node.agent.secrets import TlsSecrets
 from node.agent.store import Store
 from node.errors import SetupError
 from xds.ads.ports import ProxyPorts
-from xds.ads.resources import NodeConfig, Transparency
+from xds.ads.resources import DOWNSTREAM_MARK, NodeConfig, Transparency
 from xds.control import ControlServer
 from xds.etcd import EtcdStore
 from xds.identity import Identities
@@ -75,13 +75,17 @@ def run(config: AgentConfig) -> Iterator[Node]:
                 config.xds_path,
                 config.access_log_path,
                 config.node_name,
-                transparency=None if config.upstream else Transparency(),
+                transparency=None
+                if config.upstream
+                else Transparency(listener_mark=DOWNSTREAM_MARK),
+                concurrency=config.envoy_concurrency,
                 secrets_path=config.secrets_dir,
             ),
             ProxyPorts(config.state_dir / "proxy-ports.json", first=first, last=last),
             control.server,
             TlsSecrets(config.secrets_dir),
             config.upstream_server,
+            one_pass=config.upstream is None and config.datapath != "none",
         )
         repository = Repository(store, control, redirects, watched=config.policy_dir is not None)
         folder = None

@@ -1,11 +1,15 @@
-"""Endpoints as the agent keeps them: a number, addresses, labels, and who they are outside."""
+"""Endpoints as the agent keeps them: a number, addresses, labels, and who they are outside.
+
+An endpoint with an interface has its traffic judged by the programs there; one without
+is known by its addresses only, and others send its connections to a proxy port.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal
 
 from node.agent.documents import show_label
 from xds.endpoints import Endpoint, Enforcement, NamedPort, endpoint_labels
@@ -17,6 +21,10 @@ MAX_ENDPOINT_ID = 65535
 
 EXTERNAL = ("container-id", "k8s-namespace", "k8s-pod-name", "pod-name")
 """What an endpoint may be called by others."""
+
+
+Placement = Literal["node", "sidecar"]
+"""Which Envoy judges an endpoint: the node's, or one inside its own network namespace."""
 
 
 class EndpointError(ValueError):
@@ -33,7 +41,13 @@ class AddressTaken(EndpointError):
 
 @dataclass(frozen=True, slots=True)
 class NodeEndpoint:
-    """One endpoint of this node. Labels are text, ``source:key=value``, sorted."""
+    """One endpoint of this node. Labels are text, ``source:key=value``, sorted.
+
+    interface, ifindex: the node's end of its link; with mode "sidecar", its own end
+    inside of `netns`. Empty and 0: its packets do not pass our programs.
+    netns: the path of its network namespace; empty if that is not known.
+    sockmap: bytes between sockets of this node may pass the TCP stack by.
+    """
 
     id: int
     addresses: tuple[str, ...]
@@ -42,7 +56,11 @@ class NodeEndpoint:
     ports: tuple[NamedPort, ...] = ()
     enforcement: Enforcement = "default"
     audit: bool = False
-    state: str = "ready"
+    interface: str = ""
+    ifindex: int = 0
+    netns: str = ""
+    mode: Placement = "node"
+    sockmap: bool = False
 
     def label_set(self) -> LabelSet:
         return label_set(map(parse_label, self.labels))
@@ -69,6 +87,11 @@ class NodeEndpoint:
             "ports": [asdict(port) for port in self.ports],
             "enforcement": self.enforcement,
             "audit": self.audit,
+            "interface": self.interface,
+            "ifindex": self.ifindex,
+            "netns": self.netns,
+            "mode": self.mode,
+            "sockmap": self.sockmap,
         }
 
     @classmethod
@@ -81,7 +104,12 @@ class NodeEndpoint:
             tuple(NamedPort(**port) for port in value["ports"]),
             value["enforcement"],
             value["audit"],
+            # An agent of an earlier version wrote none of these.
+            **{key: value[key] for key in _ATTACHMENT if key in value},
         )
+
+
+_ATTACHMENT = ("interface", "ifindex", "netns", "mode", "sockmap")
 
 
 def make_endpoint(
@@ -92,6 +120,12 @@ def make_endpoint(
     ports: Iterable[NamedPort] = (),
     enforcement: Enforcement = "default",
     audit: bool = False,
+    *,
+    interface: str = "",
+    ifindex: int = 0,
+    netns: str = "",
+    mode: Placement = "node",
+    sockmap: bool = False,
 ) -> NodeEndpoint:
     """An endpoint from what a user gave. Raises EndpointError."""
     if not 0 < number <= MAX_ENDPOINT_ID:
@@ -111,8 +145,25 @@ def make_endpoint(
     named = tuple(ports)
     if len({port.name for port in named}) != len(named):
         raise EndpointError("two ports have one name")
+    if bool(interface) != (ifindex > 0):
+        raise EndpointError("an interface has a name and a number")
+    if not interface and (mode == "sidecar" or sockmap):
+        raise EndpointError("a sidecar and sockmap are for endpoints with an interface")
+    if mode == "sidecar" and not netns:
+        raise EndpointError("a sidecar needs the network namespace that it is to run in")
     return NodeEndpoint(
-        number, normal, normal_labels(labels), dict(external), named, enforcement, audit
+        number,
+        normal,
+        normal_labels(labels),
+        dict(external),
+        named,
+        enforcement,
+        audit,
+        interface,
+        ifindex,
+        netns,
+        mode,
+        sockmap,
     )
 
 

@@ -1,15 +1,17 @@
 """Which parsers judge whose connections, and at which proxy port an Envoy takes these.
 
 A redirect is a listener of its own for each parser, direction and TLS context that some
-endpoint's policy asks for.  What an endpoint asks for is looked at again only when its
-policy changes.  A redirect whose secrets are not there has no listener, and so no
-connection: it gets one when they come.
+endpoint's policy asks for.  Where a parser is asked for in both directions there is one
+more, which judges by both policies in one pass: for connections between two endpoints
+of this node.  What an endpoint asks for is looked at again only when its policy changes.
+A redirect whose secrets are not there has no listener, and so no connection: it gets one
+when they come.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from node.agent.secrets import TlsSecrets
@@ -60,7 +62,7 @@ class NodeRedirects:
     """The redirects of one node. ports: which proxy ports they may have.
 
     upstream: the server that they all lead to (host, port); None: where a connection was
-    meant to go.
+    meant to go. one_pass: whether somebody can redirect by two policies at once.
     """
 
     def __init__(
@@ -70,8 +72,11 @@ class NodeRedirects:
         server: DiscoveryServer,
         secrets: TlsSecrets,
         upstream: tuple[str, int] | None = None,
+        *,
+        one_pass: bool = False,
     ) -> None:
         self._server = server
+        self._one_pass = one_pass
         self._secrets = secrets
         self._upstream = upstream
         self._built: Built = {}
@@ -93,6 +98,10 @@ class NodeRedirects:
     def problems(self) -> Mapping[Kind, str]:
         """Why a kind has no listener."""
         return self._listeners.problems
+
+    def users(self, kinds: Collection[Kind]) -> set[int]:
+        """The endpoints that ask for one of `kinds`."""
+        return {n for n, items in self._wanted.items() if any(w.kind in kinds for w in items)}
 
     def update(self, engine: Engine, changes: Changes) -> Built:
         """What Envoy has to have after `changes`. Raises ConfigError if no port is left."""
@@ -139,12 +148,19 @@ class NodeRedirects:
         redirects: dict[Kind, Redirect] = {}
         secrets: dict[str, TlsSecret] = {}
         problems: dict[Kind, str] = {}
-        for kind in self._users:
+        for kind in self._kinds():
             try:
                 redirects[kind] = self._redirect(kind, secrets)
             except ConfigError as error:
                 problems[kind] = str(error)
         return Listeners(redirects, secrets, problems)
+
+    def _kinds(self) -> Iterator[Kind]:
+        yield from self._users
+        if self._one_pass:
+            for kind in self._users:
+                if kind.direction is Direction.EGRESS and ingress_of(kind) in self._users:
+                    yield both_of(kind)
 
     def _redirect(self, kind: Kind, secrets: dict[str, TlsSecret]) -> Redirect:
         """The redirect of a kind; its secrets go to `secrets`. Raises ConfigError."""
@@ -167,6 +183,16 @@ class NodeRedirects:
             terminating=shown.name if shown else "",
             originating=trusted.name if trusted else "",
         )
+
+
+def ingress_of(kind: Kind) -> Kind:
+    """The same at the server's side."""
+    return kind._replace(direction=Direction.INGRESS)
+
+
+def both_of(kind: Kind) -> Kind:
+    """The same at both sides, in one pass."""
+    return kind._replace(direction=Direction.BOTH)
 
 
 def _host_port(host: str, port: int) -> str:

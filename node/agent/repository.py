@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from node.agent.documents import PolicyDocument, load_all, load_documents, parse_labels
 from node.agent.endpoints import (
@@ -194,18 +196,28 @@ class Repository:
         ports: Sequence[NamedPort] = (),
         enforcement: Enforcement = "default",
         audit: bool = False,
+        attachment: Mapping[str, Any] = MappingProxyType({}),
     ) -> NodeEndpoint:
-        """A new endpoint; without a number it gets one. Raises EndpointError."""
+        """A new endpoint; without a number it gets one. Raises EndpointError.
+
+        attachment: the fields of NodeEndpoint about its interface.
+        """
         made: list[NodeEndpoint] = []
 
         def change(state: State) -> State:
             wanted = number if number is not None else _free_number(state)
-            endpoint = make_endpoint(wanted, addresses, labels, external, ports, enforcement, audit)
+            endpoint = make_endpoint(
+                wanted, addresses, labels, external, ports, enforcement, audit, **attachment
+            )
             if wanted in state.endpoints:
                 raise AddressTaken(f"there is an endpoint {wanted} already")
             for other in state.endpoints.values():
                 for address in set(other.addresses) & set(endpoint.addresses):
                     raise AddressTaken(f"{address} is the address of endpoint {other.id} already")
+                if _same_interface(other, endpoint):
+                    raise AddressTaken(
+                        f"interface {endpoint.interface} is that of endpoint {other.id} already"
+                    )
             made.append(endpoint)
             following = wanted % MAX_ENDPOINT_ID + 1 if number is None else state.next_endpoint
             return replace(
@@ -413,6 +425,16 @@ def _endpoint(state: State, number: int) -> NodeEndpoint:
     if number not in state.endpoints:
         raise UnknownEndpoint(f"there is no endpoint {number}")
     return state.endpoints[number]
+
+
+def _same_interface(one: NodeEndpoint, other: NodeEndpoint) -> bool:
+    """Interfaces are numbered in each network namespace by itself."""
+    where = (one.mode, one.netns if one.mode == "sidecar" else "", one.ifindex)
+    return one.ifindex > 0 and where == (
+        other.mode,
+        other.netns if other.mode == "sidecar" else "",
+        other.ifindex,
+    )
 
 
 def _service(state: State, name: str, namespace: str) -> ServiceEntry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xds.source import Problem
 
@@ -27,6 +27,9 @@ LabelText = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
 LabelTexts = Annotated[list[LabelText], Field(max_length=MAX_LABELS)]
 AddressText = Annotated[str, Field(min_length=2, max_length=45)]
 
+
+Placement = Literal["node", "sidecar"]
+"""Which Envoy judges an endpoint: the node's, or one inside its own network namespace."""
 
 Mode = Literal["default", "always", "never"]
 """When a direction is closed: if a policy says so, in any case, never."""
@@ -176,8 +179,26 @@ class Enforcement(Wire):
     audit: bool = False
 
 
+class Attachment(Wire):
+    """Where an endpoint's programs are: at `interface` of the node, or (sidecar) of `netns`.
+
+    ifindex 0: that interface is not there now. sockmap: bytes between sockets of this
+    node may pass the TCP stack by.
+    """
+
+    interface: str
+    ifindex: int = 0
+    netns: str = ""
+    mode: Placement = "node"
+    sockmap: bool = False
+
+
 class Endpoint(Wire):
-    """An endpoint, as a CiliumEndpoint's status has it."""
+    """An endpoint, as a CiliumEndpoint's status has it.
+
+    attachment: None if its packets pass no program of ours. reason: why its state is not
+    "ready". closed: ports that are closed because nobody can judge them, and why.
+    """
 
     id: int
     state: str
@@ -186,6 +207,9 @@ class Endpoint(Wire):
     external_identifiers: External
     encryption: dict[str, Any]
     policy: Enforcement
+    attachment: Attachment | None = None
+    reason: str = ""
+    closed: list[str] = []
 
 
 class PortName(Wire):
@@ -197,15 +221,36 @@ class PortName(Wire):
 
 
 class EndpointRequest(Wire):
-    """A new endpoint: one IPv4 address, one IPv6 address, or one of each."""
+    """A new endpoint: one IPv4 address, one IPv6 address, or one of each.
+
+    netns (a path, or a name as `ip netns` has it), pid or interface (the node's end of its
+    link): where it is; its addresses are then found there, if none are given. With netns
+    or pid, interface is the name of its own end [default: the only one].
+    """
 
     id: Annotated[int, Field(ge=1, le=65535)] | None = None
-    addresses: Annotated[list[AddressText], Field(min_length=1, max_length=2)]
+    addresses: Annotated[list[AddressText], Field(max_length=2)] = []
     labels: LabelTexts = []
     external_identifiers: External = External()
     ports: Annotated[list[PortName], Field(max_length=100)] = []
     enforcement: Mode = "default"
     audit: bool = False
+    netns: Annotated[str, Field(max_length=MAX_FILE_NAME)] = ""
+    pid: Annotated[int, Field(ge=1, le=2**22)] | None = None
+    interface: Annotated[str, Field(max_length=15)] = ""
+    mode: Placement = "node"
+    sockmap: bool = False
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        placed = bool(self.netns or self.pid or self.interface)
+        if not placed and not self.addresses:
+            raise ValueError("needs addresses, or netns, pid or interface to find them by")
+        if not placed and (self.mode == "sidecar" or self.sockmap):
+            raise ValueError("sidecar and sockmap need netns, pid or interface")
+        if self.netns and self.pid:
+            raise ValueError("netns and pid are two ways to say the same: give one")
+        return self
 
 
 class ModeChange(Wire):

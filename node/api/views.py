@@ -78,7 +78,7 @@ def endpoint(node: Node, endpoint: NodeEndpoint) -> models.Endpoint:
         raise UnknownEndpoint(f"there is no endpoint {endpoint.id}") from None
     return models.Endpoint(
         id=endpoint.id,
-        state=endpoint.state,
+        state="ready",
         identity=models.IdentityRef(id=enforced.identity, labels=show_labels(endpoint.label_set())),
         networking=models.Networking(
             addressing=[models.Addressing(ipv4=endpoint.address(4), ipv6=endpoint.address(6))],

@@ -54,6 +54,33 @@ _OPTIONS = (
     ("node-name", "NAME", "What this node is called [default: the host's name]."),
     ("node-ip", "ADDR", "This node's own address [default: the one it speaks from]."),
     ("proxy-ports", "RANGE", "The ports that redirects may use [default: 10000-20000]."),
+    (
+        "datapath",
+        "KIND",
+        "veth: programs at the endpoints' links (root); none; auto: veth with the first endpoint "
+        "that has an interface, where that works.",
+    ),
+    ("bpf-root", "DIR", "Where maps are pinned [default: /sys/fs/bpf/proxylib]."),
+    ("bpf-policy-map-max", "N", "Most entries of one endpoint's policy [default: 16384]."),
+    ("bpf-ct-global-max", "N", "Connections that are remembered [default: 524288]."),
+    ("bpf-ipcache-max", "N", "Prefixes whose identity is known [default: 512000]."),
+    ("bpf-proxy-max", "N", "Redirected connections that are remembered [default: 524288]."),
+    (
+        "monitor-aggregation",
+        "LEVEL",
+        "How much of running connections is reported: none (most), low, medium, maximum.",
+    ),
+    (
+        "envoy",
+        "auto|none|PATH",
+        "The Envoy to start when the first redirect exists [default: ours, with datapath veth].",
+    ),
+    ("envoy-concurrency", "N", "Envoy's worker threads [default: 1]."),
+    (
+        "envoy-drain-time",
+        "SECONDS",
+        "How long an Envoy that is replaced goes on serving [default: 60].",
+    ),
 )
 
 

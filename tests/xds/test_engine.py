@@ -282,6 +282,25 @@ def tables_of(pair: Pair, number: int) -> object:
     }
 
 
+def test_maps_are_another_also_where_the_resource_is_not() -> None:
+    """A NetworkPolicy has no word for ICMP; the L4 tables have."""
+    engine = Engine()
+    engine.change(endpoint(1, "app=a"))
+
+    def change(kind: int) -> Changes:
+        ingress = [{"icmps": [{"fields": [{"family": "IPv4", "type": kind}]}]}]
+        spec = {"endpointSelector": {}, "ingress": ingress}
+        text = json.dumps({"kind": "CiliumNetworkPolicy", "metadata": {"name": "p"}, "spec": spec})
+        return engine.change(Change(policies={"p": load_policies(read_documents("p", text))}))
+
+    change(8)
+    changes = change(0)
+    assert changes.endpoints == frozenset()
+    assert changes.maps == {1}
+    assert engine.map_state(1).lookup(2, ingress=True, protocol=1, port=0).passes
+    assert engine.change(endpoint(2, "app=b")).maps >= {2}
+
+
 # What changes cost, counted and not timed.
 
 

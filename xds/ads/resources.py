@@ -54,6 +54,10 @@ ORIGINAL_DESTINATION = "original-dst"
 UPSTREAM_MARK = 0xA00
 """SO_MARK of connections to servers: the programs at the servers' links let them pass."""
 
+DOWNSTREAM_MARK = 0xB00
+"""SO_MARK of connections that a node's listeners have accepted: the programs at the
+clients' links let Envoy's answers pass by it."""
+
 _SOL_SOCKET, _SO_MARK = 1, 36
 
 

@@ -94,3 +94,25 @@ def test_the_upstream_is_numeric(text: str, server: tuple[str, int]) -> None:
 def test_what_is_no_upstream(text: str) -> None:
     with pytest.raises(UsageError, match="is no IP:PORT"):
         load_config({"upstream": text}, environment={})
+
+
+def test_the_datapath_is_told_what_it_may_use() -> None:
+    config = load_config({}, environment={"PROXYLIB_BPF_CT_GLOBAL_MAX": "4096"})
+    assert (config.datapath, config.envoy, config.bpf_policy_map_max) == ("auto", "auto", 16384)
+    assert config.bpf_ct_global_max == 4096
+    assert config.settings()["bpf-root"] == "/sys/fs/bpf/proxylib"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"datapath": "veths"}, "datapath: Input should be 'auto', 'veth' or 'none'"),
+        ({"envoy": "bin/envoy"}, "envoy: 'bin/envoy' is not auto, none, or the whole path"),
+        ({"bpf_policy_map_max": "65537"}, "bpf-policy-map-max: .* less than or equal to 65536"),
+        ({"bpf_ct_global_max": "many"}, "bpf-ct-global-max: .* valid integer"),
+        ({"datapath": "veth", "upstream": "127.0.0.1:1"}, "with upstream, redirects have plain"),
+    ],
+)
+def test_settings_of_the_datapath_are_checked(flags: dict[str, str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        load_config(flags, environment={})

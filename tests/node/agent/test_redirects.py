@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from envoy_data_plane.envoy.config.listener.v3 import Listener
+
+from node.agent.redirects import Kind
 from tests.node.agents import Agent, r2d2, running
 from tests.xds.client import Subscriber
+from xds.ads.resources import DOWNSTREAM_MARK, Direction
 from xds.ads.types import LISTENER
 
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
@@ -38,6 +42,52 @@ def test_ports_are_given_remembered_and_released(short_path: Path) -> None:
         assert len(names) == 2
         agent.http.delete("/policy/cache")
         assert ports(agent) == first
+
+
+BOTH = """
+---
+kind: CiliumNetworkPolicy
+metadata: {name: pilots}
+spec:
+  endpointSelector: {matchLabels: {role: jedi}}
+  egress:
+  - toPorts:
+    - ports: [{port: "4040", protocol: TCP}]
+      rules: {l7proto: r2d2, l7: [{cmd: READ}]}
+"""
+
+
+def test_a_parser_of_both_directions_judges_in_one_pass_too(short_path: Path) -> None:
+    with running(short_path) as agent:
+        agent.add_endpoint("10.0.0.1", "app=r2d2")
+        agent.add_endpoint("10.0.0.2", "role=jedi")
+        agent.put_policy(r2d2() + BOTH)
+        assert agent.node is not None
+        found = agent.node.redirects.ports()
+        assert {(k.parser, k.direction.value) for k in found} == {
+            ("r2d2", "ingress"),
+            ("r2d2", "egress"),
+            ("r2d2", "both"),
+        }
+        assert len(set(found.values())) == 3
+        # It is nobody's own redirect.
+        assert {key: found[Kind(key[0], Direction(key[1]))] for key in ports(agent)} == ports(agent)
+        assert len(ports(agent)) == 2
+        with Subscriber(agent.config.xds_path, LISTENER, method=ADS) as envoy:
+            listeners = [Listener.FromString(r.value) for r in envoy.subscribe().resources]
+        assert {x.name for x in listeners} == {"r2d2/ingress", "r2d2/egress", "r2d2/both"}
+        marks = {option.int_value for x in listeners for option in x.socket_options}
+        assert marks == {DOWNSTREAM_MARK}
+        agent.http.delete("/policy/pilots")
+        assert len(agent.node.redirects.ports()) == 1
+
+
+def test_without_a_datapath_nobody_needs_one_pass(short_path: Path) -> None:
+    with running(short_path, datapath="none") as agent:
+        agent.add_endpoint("10.0.0.1", "app=r2d2", "role=jedi")
+        agent.put_policy(r2d2() + BOTH)
+        assert agent.node is not None
+        assert len(agent.node.redirects.ports()) == 2
 
 
 def test_without_a_port_nothing_changes(short_path: Path) -> None:
