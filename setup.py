@@ -51,6 +51,7 @@ setup(
         "protobuf>=7.35",
         "pydantic>=2.7",
         "pyinstrument>=5.0",
+        "pyroute2>=0.9",
         "PyYAML>=6.0",
         "uvicorn>=0.30",
         "watchfiles>=0.22",
