@@ -1,6 +1,8 @@
 /* A load generator and an upstream that answers every request with the same bytes.
  *
  *   load client ADDR PORT CONNECTIONS DEPTH REQUESTS REPLY_BYTES [SEND EXPECT]... < bytes
+ *   load connect ADDR PORT COUNT REPLY_BYTES < request
+ *   load bulk ADDR PORT BYTES REPLY_BYTES
  *   load server ADDR PORT END [each] < reply
  *   load consumer PATH
  *
@@ -9,7 +11,9 @@
  * requests, which it sends again and again on each connection, waiting for all replies in
  * between. In a round, "########" is replaced by a number that counts, wherever it stands.
  * It prints, as one JSON line, the requests done, the seconds, and the latency of a round
- * in microseconds. The server answers each request, which ends in END, with the reply: all
+ * in microseconds. connect: one after the other, a connection for each request; its latency
+ * is from connect() to the last byte of the reply. bulk: one request of so many bytes, the
+ * last of which is a newline; its latency ends with the reply. The server answers each request, which ends in END, with the reply: all
  * requests of one read in one write, or each in a write of its own. The consumer reads an
  * access-log socket and throws the entries away.
  */
@@ -104,6 +108,19 @@ static void send_round(struct peer *p, const char *data, size_t len) {
   }
 }
 
+static int connected(struct sockaddr_in to) {
+  int fd = socket(AF_INET, SOCK_STREAM, 0);
+  if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect");
+  no_delay(fd);
+  return fd;
+}
+
+static void report(long requests, double seconds, double *latency, long count) {
+  qsort(latency, (size_t)count, sizeof *latency, by_value);
+  printf("{\"requests\": %ld, \"seconds\": %.6f, \"p50_us\": %.1f, \"p99_us\": %.1f}\n", requests,
+         seconds, latency[count / 2], latency[count * 99 / 100]);
+}
+
 static int client(int argc, char **argv) {
   struct sockaddr_in to = address(argv);
   int n = atoi(argv[2]), depth = atoi(argv[3]);
@@ -125,9 +142,7 @@ static int client(int argc, char **argv) {
     marks[marked++] = (size_t)(at - round);
   for (int i = 0; i < n; i++) {
     peers[i].request = memcpy(malloc(len + 1), round, len);
-    peers[i].fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (connect(peers[i].fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect");
-    no_delay(peers[i].fd);
+    peers[i].fd = connected(to);
     greet(peers[i].fd, input, parts, argv + 6, buffer);
     struct epoll_event e = {.events = EPOLLIN, .data.ptr = &peers[i]};
     epoll_ctl(poll, EPOLL_CTL_ADD, peers[i].fd, &e);
@@ -167,9 +182,45 @@ static int client(int argc, char **argv) {
     }
   }
   double seconds = now() - begin;
-  qsort(latency, (size_t)done, sizeof *latency, by_value);
-  printf("{\"requests\": %ld, \"seconds\": %.6f, \"p50_us\": %.1f, \"p99_us\": %.1f}\n",
-         done * depth, seconds, latency[done / 2], latency[done * 99 / 100]);
+  report(done * depth, seconds, latency, done);
+  return 0;
+}
+
+static int connect_each(char **argv) {
+  struct sockaddr_in to = address(argv);
+  long count = atol(argv[2]);
+  size_t reply = (size_t)atol(argv[3]);
+  char *request, *buffer = malloc(reply);
+  size_t len = read_all(&request);
+  double *latency = malloc(sizeof *latency * (size_t)count), begin = now();
+  for (long i = 0; i < count; i++) {
+    double started = now();
+    int fd = connected(to);
+    if (send(fd, request, len, MSG_NOSIGNAL) != (ssize_t)len) die("send");
+    if (recv(fd, buffer, reply, MSG_WAITALL) != (ssize_t)reply) die("no reply");
+    latency[i] = (now() - started) * 1e6;
+    /* A reset leaves no port in TIME_WAIT: they would run out. */
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    close(fd);
+  }
+  report(count, now() - begin, latency, count);
+  return 0;
+}
+
+static int bulk(char **argv) {
+  int fd = connected(address(argv));
+  long left = atol(argv[2]);
+  size_t reply = (size_t)atol(argv[3]);
+  char *block = calloc(1, 1 << 18), *buffer = malloc(reply);
+  double begin = now(), latency;
+  for (ssize_t n; left > 0; left -= n) {
+    size_t len = left < 1 << 18 ? (size_t)left : 1 << 18;
+    if (left <= 1 << 18) block[len - 1] = '\n';
+    if ((n = send(fd, block, len, MSG_NOSIGNAL)) <= 0) die("send");
+  }
+  if (recv(fd, buffer, reply, MSG_WAITALL) != (ssize_t)reply) die("no reply");
+  latency = (now() - begin) * 1e6;
+  report(1, latency / 1e6, &latency, 1);
   return 0;
 }
 
@@ -247,6 +298,8 @@ static void consumer(const char *path) {
 
 int main(int argc, char **argv) {
   if (argc >= 8 && argc % 2 == 0 && !strcmp(argv[1], "client")) return client(argc - 2, argv + 2);
+  if (argc == 6 && !strcmp(argv[1], "connect")) return connect_each(argv + 2);
+  if (argc == 6 && !strcmp(argv[1], "bulk")) return bulk(argv + 2);
   if (argc >= 5 && argc <= 6 && !strcmp(argv[1], "server")) server(argv + 2, argc == 6);
   if (argc == 3 && !strcmp(argv[1], "consumer")) consumer(argv[2]);
   fprintf(stderr, "usage: see the head of load.c\n");

@@ -67,6 +67,15 @@ def _break(listener: socket.socket, path: str, frame: FrameType) -> None:
     _Debugger(peer).set_trace(frame)
 
 
+class _Keys(io.TextIOWrapper):
+    """What a person types; who has gone types nothing more, be it with an error."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        with suppress(OSError, ValueError):
+            return super().readline(size)
+        return ""
+
+
 class _Screen(io.TextIOWrapper):
     """What a person sees; who has gone sees nothing, and is no reason to fail."""
 
@@ -85,7 +94,7 @@ class _Debugger(pdb.Pdb):
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
-        keys = peer.makefile("r", encoding="utf-8", errors="replace")
+        keys = _Keys(peer.makefile("rb"), encoding="utf-8", errors="replace")
         screen = _Screen(peer.makefile("wb"), encoding="utf-8", errors="replace")
         super().__init__(stdin=keys, stdout=screen, readrc=False)
         self.use_rawinput = False

@@ -105,11 +105,15 @@ def test_a_breakpoint_waits_is_looked_around_in_and_left(stage: Stage) -> None:
         person.wait(20)
 
 
-def test_a_person_who_hangs_up_lets_the_parser_go_on(stage: Stage) -> None:
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_person_who_hangs_up_lets_the_parser_go_on(stage: Stage, unread: bool) -> None:
     with stage.connect() as client, socket.socket(socket.AF_UNIX) as person:
         client.sendall(b"stop\n")
         stage.says("breakpoint at")
         person.connect(str(stage.proxy.folder / "debug.sock"))
+        if unread:
+            # The prompt is there, and nobody reads it: the other side gets an error.
+            person.recv(1, socket.MSG_PEEK)
         person.close()
         assert client.recv(100) == b"stop\n"
 
