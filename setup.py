@@ -30,8 +30,9 @@ setup(
     python_requires=">=3.11",
     ext_modules=[build.extension(native.ENVOY_RELEASES)],
     cmdclass={"build_ext": build.BuildLibrary},
-    packages=find_packages(include=["proxylib*", "parsers*", "xds*", "node*"]),
+    packages=find_packages(include=["bpf*", "proxylib*", "parsers*", "xds*", "node*"]),
     package_data={
+        "bpf": ["programs/*.c", "programs/*.h"],
         "node": ["kit/templates/**/*.in", "kit/templates/**/.github/**/*.in"],
         "parsers": ["kafka/*.txt", "redis/*.txt"],
         "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"],

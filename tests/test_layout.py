@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
-FOLDERS = ("proxylib", "parsers", "xds", "node")
+FOLDERS = ("proxylib", "parsers", "xds", "bpf", "node")
 
 ELSEWHERE = {
     # source: (the test that covers it, why not its mirror)
@@ -33,6 +33,8 @@ ELSEWHERE = {
         "tests/proxylib/accesslog/test_server.py",
         "the server's socket",
     ),
+    "bpf/bcc_worker.py": ("tests/bpf/test_compiler.py", "runs only in the compiler's process"),
+    "bpf/errors.py": ("tests/bpf/test_compiler.py", "types without behaviour"),
     "node/console.py": ("tests/node/test_run.py", "what it prints is what is tested"),
     "node/stopping.py": ("tests/node/test_run.py", "signals, sent to the real program"),
     "node/client.py": ("tests/node/test_remote.py", "by the commands that use it"),
