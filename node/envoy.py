@@ -118,6 +118,41 @@ def find_library() -> Path:
         raise SetupError(str(error)) from error
 
 
+def command_line(
+    binary: Path, bootstrap: Path, *, concurrency: int = 1, log_level: str = "warning"
+) -> list[str]:
+    """What every Envoy of ours is started with; how it restarts is for the caller to add."""
+    return [
+        os.fspath(binary),
+        *("--config-path", os.fspath(bootstrap)),
+        *("--concurrency", str(concurrency)),
+        *("--log-level", log_level),
+        *("--log-format", LOG_FORMAT),
+        # A line of the connection log (bootstrap.py) comes at once, not after 10 s.
+        *("--file-flush-interval-msec", "100"),
+    ]
+
+
+def environment(library: Path) -> dict[str, str]:
+    """Our own environment, and where Envoy finds `library`."""
+    return {**os.environ, SEARCH_PATH: os.fspath(library.parent)}
+
+
+def ask(
+    admin: Address | Path, path: str, *, method: str = "GET", timeout: float = 5.0
+) -> tuple[int, str]:
+    """Status and body of an admin request. Raises OSError if there is no answer."""
+    connection = _AdminConnection(admin, timeout)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(f"admin interface: {error}") from error
+    finally:
+        connection.close()
+
+
 class EnvoyProcess:
     """A running Envoy. Constructing starts it; `stop` (or leaving the block) ends it.
 
@@ -144,19 +179,13 @@ class EnvoyProcess:
         self._process = subprocess.Popen(
             [
                 *_tether(),
-                os.fspath(binary),
-                *("--config-path", os.fspath(bootstrap)),
-                *("--concurrency", str(concurrency)),
-                *("--log-level", log_level),
-                *("--log-format", LOG_FORMAT),
-                # A line of the connection log (bootstrap.py) comes at once, not after 10 s.
-                *("--file-flush-interval-msec", "100"),
+                *command_line(binary, bootstrap, concurrency=concurrency, log_level=log_level),
                 "--disable-hot-restart",
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, SEARCH_PATH: str(find_library().parent)},
+            env=environment(find_library()),
             # Ctrl-C at a terminal is for us: we stop it in order.
             process_group=0,
         )
@@ -212,15 +241,7 @@ class EnvoyProcess:
 
     def ask(self, path: str, *, method: str = "GET") -> tuple[int, str]:
         """Status and body of an admin request. Raises OSError if there is no answer."""
-        connection = _AdminConnection(self.admin)
-        try:
-            connection.request(method, path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
-        except http.client.HTTPException as error:
-            raise OSError(f"admin interface: {error}") from error
-        finally:
-            connection.close()
+        return ask(self.admin, path, method=method)
 
     def listeners(self) -> dict[str, Address]:
         """Where each listener listens, by name."""
@@ -286,9 +307,9 @@ def _tether() -> list[str]:
 class _AdminConnection(http.client.HTTPConnection):
     """HTTP to a TCP address or a Unix socket."""
 
-    def __init__(self, where: Address | Path) -> None:
+    def __init__(self, where: Address | Path, timeout: float) -> None:
         host = "localhost" if isinstance(where, Path) else where.host
-        super().__init__(host, None if isinstance(where, Path) else where.port, timeout=5)
+        super().__init__(host, None if isinstance(where, Path) else where.port, timeout=timeout)
         self._where = where
 
     def connect(self) -> None:

@@ -1,0 +1,224 @@
+"""The Envoy processes of one proxy: one that serves, its successor, and those that drain.
+
+What is done to them is on the disk before it is done, or found out from the processes
+afterwards.  When, and whether, is the supervisor's business.
+"""
+
+from __future__ import annotations
+
+import http
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from node.envoy import READY_TIMEOUT, STOP_GRACE, ask, environment
+from node.proxy import handover, launch, log, state
+from node.proxy.places import Places
+from node.proxy.plan import PARENT_SHUTDOWN_TIME, Plan
+from node.proxy.process import Process
+from node.proxy.state import Generation, Role
+
+DRAIN_GRACE = 10.0
+"""Seconds beyond its time after which a draining generation is ended by us."""
+
+_READY_TIMEOUT = 1.0
+"""Seconds that an admin interface may take to say whether it serves."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A generation and its process. deadline: until when it has to serve, on the monotonic
+    clock. log_start: where its log begins."""
+
+    generation: Generation
+    process: Process
+    deadline: float = 0.0
+    log_start: int = 0
+
+    @property
+    def role(self) -> Role:
+        return self.generation.role
+
+
+class Generations:
+    """All that run. Used by one thread.
+
+    drain: seconds that one which drains may take.
+    """
+
+    def __init__(self, places: Places, drain: float = PARENT_SHUTDOWN_TIME) -> None:
+        self.places = places
+        self._drain = drain
+        self.members: list[Member] = []
+        self._places: dict[int, tuple[socket.socket, float]] = {}
+
+    def the(self, role: Role) -> Member | None:
+        """The one that has a role, other than draining."""
+        return next((member for member in self.members if member.role is role), None)
+
+    @property
+    def draining(self) -> list[Member]:
+        return [member for member in self.members if member.role is Role.DRAINING]
+
+    def adopt(self) -> str:
+        """Take over what runs. Returns what is wrong with the state file, if anything."""
+        left = state.left(self.places)
+        now = time.monotonic()
+        self.members = [
+            Member(item, process, now + READY_TIMEOUT) for item, process in left.running
+        ]
+        # Found by their processes: the newest one counts, whatever the others are.
+        open_ends = [member for member in self.members if member.role is not Role.DRAINING]
+        open_ends.sort(key=lambda member: (member.process.started, member.generation.epoch))
+        for index, member in enumerate(open_ends[:-1]):
+            before_last = index == len(open_ends) - 2
+            serving = before_last and member.generation.base == open_ends[-1].generation.base
+            if member.role is Role.STARTING:
+                self._set(member, Role.SERVING if serving else Role.DRAINING)
+            elif not serving:
+                self._set(member, Role.DRAINING)
+        for item in left.gone:
+            if item.role is Role.DRAINING:
+                self._stand_in(item)
+        self._tidy()
+        if self.members:
+            self._write()
+        return left.problem
+
+    def start(self, plan: Plan) -> Member:
+        """Start the successor of the one that serves, or the first. Raises SetupError."""
+        serving = self.the(Role.SERVING)
+        if serving is None:
+            base, epoch = handover.new_base(), 0
+        else:
+            base, epoch = serving.generation.base, serving.generation.epoch + 1
+            handover.clear_initializing(base)
+        state.replace_file(self.places.bootstrap(base, epoch), plan.bootstrap(base, epoch))
+        started: list[Member] = []
+
+        def register(process: Process) -> None:
+            made = Generation(
+                process.pid,
+                process.started,
+                base,
+                epoch,
+                Role.STARTING,
+                time.time(),
+                release=plan.release,
+                fingerprint=plan.fingerprint,
+            )
+            deadline = time.monotonic() + READY_TIMEOUT
+            started.append(Member(made, process, deadline, log.position(self.places.log)))
+            self.members.extend(started)
+            self._write()
+
+        try:
+            launch.start(
+                plan.command(base, epoch),
+                environment=environment(plan.library),
+                log=self.places.log,
+                log_limit=plan.config.log_limit,
+                netns=plan.config.netns,
+                register=register,
+            )
+        except BaseException:
+            for member in started:
+                self.members.remove(member)
+            self._tidy()
+            raise
+        return started[0]
+
+    def ready(self, member: Member) -> bool:
+        """True if it serves."""
+        path = self.places.admin(*_key(member))
+        try:
+            status, _ = ask(path, "/ready", timeout=_READY_TIMEOUT)
+        except OSError:
+            return False  # not up yet
+        return status == http.HTTPStatus.OK
+
+    def promote(self, member: Member) -> None:
+        """It serves; the one that did drains."""
+        for other in self.members:
+            if other.role is Role.SERVING:
+                self._set(other, Role.DRAINING)
+        self._set(member, Role.SERVING)
+        self._write()
+        link, new = self.places.admin_link, self.places.run_dir / ".admin.new"
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+            new.symlink_to(self.places.admin(*_key(member)).name)
+            new.rename(link)
+
+    def remove(self, member: Member) -> None:
+        """It has ended."""
+        self.members.remove(member)
+        member.process.close()
+        if member.role is Role.DRAINING:
+            self._stand_in(member.generation)
+        self._tidy()
+        self._write()
+
+    def end(self, grace: float = STOP_GRACE) -> None:
+        """End all, and take away what they leave."""
+        deadline = time.monotonic() + grace
+        for member in self.members:
+            member.process.send(signal.SIGTERM)
+        for member in self.members:
+            member.process.end(max(deadline - time.monotonic(), 0))
+            member.process.close()
+        self.members = []
+        self.close()
+        self._tidy()
+        for path in (self.places.state, self.places.admin_link):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for member in self.members:
+            member.process.close()
+        for place, _ in self._places.values():
+            place.close()
+        self.members, self._places = [], {}
+
+    def overdue(self) -> list[Member]:
+        """Those that drain for longer than they may."""
+        now = time.time()
+        return [m for m in self.draining if now > m.generation.ends + DRAIN_GRACE]
+
+    def _set(self, member: Member, role: Role) -> None:
+        now = time.time()
+        ends = now + self._drain if role is Role.DRAINING else 0.0
+        member.generation = replace(member.generation, role=role, since=now, ends=ends)
+
+    def _write(self) -> None:
+        state.write(self.places.state, [member.generation for member in self.members])
+
+    def _stand_in(self, item: Generation) -> None:
+        """Its successor tells it to end when its time comes, and fails if nobody is there."""
+        if time.time() < item.ends and item.base not in self._places:
+            place = handover.stand_in(self.places, item.base, item.epoch)
+            if place is not None:
+                self._places[item.base] = place, item.ends + DRAIN_GRACE
+
+    def _tidy(self) -> None:
+        """Take away what is of none that runs."""
+        bases = {member.generation.base for member in self.members}
+        for base, (place, ends) in list(self._places.items()):
+            if base not in bases or time.time() > ends:
+                place.close()
+                del self._places[base]
+        kept = {_key(member) for member in self.members}
+        for item in state.with_bootstrap(self.places):
+            if item[0] not in bases:
+                handover.tidy(self.places, item[0])
+            if item not in kept:
+                # The last of it to go: what has one is tidied up after.
+                self.places.admin(*item).unlink(missing_ok=True)
+                self.places.bootstrap(*item).unlink(missing_ok=True)
+
+
+def _key(member: Member) -> tuple[int, int]:
+    return member.generation.base, member.generation.epoch

@@ -1,0 +1,144 @@
+"""A control server with one redirect, and whatever Envoys a test has it serve."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from demos.stage import line_server
+from node.address import Address
+from node.proxy.ending import stop
+from node.proxy.plan import ProxyConfig
+from node.proxy.status import ProxyEvent
+from node.proxy.supervisor import Proxy
+from xds.ads.bootstrap import NodeBootstrap
+from xds.ads.clusters import Upstream
+from xds.ads.resources import Direction, NodeConfig, Redirect, build
+from xds.control import ControlServer
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+_POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: droids}}
+spec:
+  endpointSelector: {{matchLabels: {{app: droid}}}}
+  ingress:
+    - toPorts:
+        - ports: [{{port: "{port}", protocol: TCP}}]
+          rules: {{l7proto: r2d2, l7: [{{cmd: HALT}}]}}
+"""
+
+
+@dataclass
+class Scene:
+    """folder: short enough for sockets. port: where the redirect's listener is."""
+
+    folder: Path
+    port: int
+    control: ControlServer
+    stack: ExitStack
+    events: list[ProxyEvent] = field(default_factory=list)
+
+    def config(self, name: str = "envoy", **changes: Any) -> ProxyConfig:
+        folder = self.folder / name
+        self.stack.callback(stop, folder / "state", folder / "run", 2)
+        settings = {
+            "bootstrap": NodeBootstrap("node", self.folder / "xds.sock", Path("unused")),
+            "drain_time": 1,
+            "parent_shutdown_time": 2,
+        }
+        return ProxyConfig(folder / "state", folder / "run", **settings | changes)
+
+    def proxy(self, config: ProxyConfig | None = None) -> Proxy:
+        """It is let go at the end of the test, and then what it started is stopped."""
+        made = Proxy(config or self.config(), self.events.append)
+        self.stack.callback(made.close)
+        return made
+
+    def told(self, kind: str) -> list[str]:
+        return [event.message for event in list(self.events) if event.kind == kind]
+
+
+@contextmanager
+def scene(folder: Path) -> Iterator[Scene]:
+    with ExitStack() as stack:
+        droid = stack.enter_context(line_server(Address(HOST, 0), lambda line: line))
+        (folder / "policy.yaml").write_text(_POLICY.format(port=droid.port))
+        (folder / "endpoints.yaml").write_text(
+            f"endpoints: [{{address: {HOST}, labels: {{app: droid}}}}]\n"
+        )
+        xds = folder / "xds.sock"
+        control = ControlServer(xds, [folder / "policy.yaml"], folder / "endpoints.yaml")
+        node = NodeConfig(xds, folder / "log.sock", "node", hosts=(HOST,), transparency=None)
+        port = free_port()
+        redirect = Redirect(
+            "r2d2", Direction.INGRESS, port, upstream="droids", destination=str(droid)
+        )
+        servers = Upstream("droids", ((HOST, droid.port),))
+        control.server.publish(build(node, [redirect], [servers]))
+        stack.enter_context(control)
+        yield Scene(folder, port, control, stack)
+
+
+class Droid:
+    """A connection through the proxy."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection((HOST, port), timeout=10)
+        self._file = self._socket.makefile("rb")
+
+    def ask(self, line: bytes = b"HALT") -> bytes:
+        self._socket.sendall(line + b"\r\n")
+        return self._file.readline().removesuffix(b"\r\n")
+
+    def __enter__(self) -> Droid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+class Traffic:
+    """Requests without a pause: each on a new connection, or all on one. `stop` tells
+    how many there were, and what was wrong with those that failed."""
+
+    def __init__(self, port: int, *, keep: bool) -> None:
+        self._port, self._keep = port, keep
+        self._stopping = threading.Event()
+        self._answered = 0
+        self._failures: list[str] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> tuple[int, list[str]]:
+        self._stopping.set()
+        self._thread.join()
+        return self._answered, self._failures
+
+    def _run(self) -> None:
+        while not self._stopping.is_set() and len(self._failures) < 10:
+            try:
+                with Droid(self._port) as droid:
+                    while True:
+                        answer = droid.ask()
+                        assert answer == b"HALT", answer
+                        self._answered += 1
+                        if self._stopping.is_set() or not self._keep:
+                            break
+            except (OSError, AssertionError) as error:
+                self._failures.append(repr(error))
