@@ -95,7 +95,10 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["proxylib = node.cli:main"],
+        "console_scripts": [
+            "proxylib = node.cli:main",
+            "proxylib-cni = node.cni.plugin:main",
+        ],
         "pytest11": ["proxylib = node.kit.plugin"],
         "proxylib.parsers": [
             "cassandra = parsers.cassandra",

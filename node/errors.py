@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from proxylib.errors import ProxylibError
+if TYPE_CHECKING:
+    # What only speaks to an agent does not wait for the framework to load.
+    from proxylib.errors import ProxylibError
 
 _PROXYLIB_ERROR_STATUS = 2
 """Documents and parser files that are wrong are the user's input."""

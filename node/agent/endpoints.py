@@ -19,7 +19,7 @@ from xds.services import normal_address
 MAX_ENDPOINT_ID = 65535
 """Endpoints are numbered with 16 bits, on each node by itself."""
 
-EXTERNAL = ("container-id", "k8s-namespace", "k8s-pod-name", "pod-name")
+EXTERNAL = ("cni-attachment-id", "container-id", "k8s-namespace", "k8s-pod-name", "pod-name")
 """What an endpoint may be called by others."""
 
 

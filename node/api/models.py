@@ -26,6 +26,8 @@ MAX_REVISION = 2**53
 LabelText = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
 LabelTexts = Annotated[list[LabelText], Field(max_length=MAX_LABELS)]
 AddressText = Annotated[str, Field(min_length=2, max_length=45)]
+AttachmentId = Annotated[str, Field(max_length=600)]
+"""Names of networks and containers have no bound of their own."""
 
 
 Placement = Literal["node", "sidecar"]
@@ -159,8 +161,9 @@ class Networking(Wire):
 
 
 class External(Wire):
-    """What others call an endpoint."""
+    """What others call an endpoint. cni-attachment-id: NETWORK:CONTAINER:INTERFACE."""
 
+    cni_attachment_id: AttachmentId = ""
     container_id: Annotated[str, Field(max_length=253)] = ""
     k8s_namespace: Annotated[str, Field(max_length=253)] = ""
     k8s_pod_name: Annotated[str, Field(max_length=253)] = ""

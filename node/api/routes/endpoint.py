@@ -32,11 +32,17 @@ def list_endpoints(
         Sequence[models.LabelText],
         Query(max_length=models.MAX_LABELS, description="those that have all these labels"),
     ] = (),
+    cni_attachment_id: Annotated[
+        models.AttachmentId,
+        Query(alias="cni-attachment-id", description="the one that the CNI plugin calls so"),
+    ] = "",
 ) -> list[models.Endpoint]:
     """The endpoints of this node, by number."""
     wanted = views.label_test(label)
     found = []
     for _, endpoint in sorted(node.repository.state.endpoints.items()):
+        if cni_attachment_id not in ("", endpoint.external.get("cni-attachment-id")):
+            continue
         # One that goes in this moment is left out.
         with suppress(UnknownEndpoint):
             if wanted(endpoint.label_set()):

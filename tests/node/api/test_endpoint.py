@@ -31,6 +31,17 @@ def test_an_endpoint_reads_like_a_cilium_endpoint(agent: Agent) -> None:
     }
 
 
+def test_found_by_what_the_cni_plugin_calls_it(agent: Agent) -> None:
+    for number in (1, 2):
+        name = {"cni-attachment-id": f"pods:c{number}:eth0", "container-id": f"c{number}"}
+        agent.add_endpoint(f"10.0.0.{number}", **{"external-identifiers": name})
+    (found,) = agent.get("/endpoint", **{"cni-attachment-id": "pods:c2:eth0"})
+    assert found["id"] == 2
+    assert found["external-identifiers"]["cni-attachment-id"] == "pods:c2:eth0"
+    assert agent.get("/endpoint", **{"cni-attachment-id": "pods:c3:eth0"}) == []
+    assert len(agent.get("/endpoint")) == 2
+
+
 def test_same_labels_same_identity(agent: Agent) -> None:
     for number in range(3):
         agent.add_endpoint(f"10.0.0.{number}", "k8s:app=nginx", "container:tier=back")
