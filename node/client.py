@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json as json_module
 import socket
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, urlencode
 
+import h11
+
 from node.errors import NodeError, SetupError
+from node.stopping import MAX_WAIT
 
 TIMEOUT = 60.0
 """Seconds for an answer: a large import compiles for some."""
@@ -32,6 +37,10 @@ class AgentFailed(NodeError):
     """The agent cannot do it now."""
 
     exit_status: ClassVar[int] = 3
+
+
+class Gone(AgentFailed):
+    """The agent ended, or was ended, in the middle of an answer."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -77,9 +86,7 @@ class AgentClient:
         timeout: seconds that the agent itself may wait before it answers.
         Raises NodeError with what to do.
         """
-        url = "/v1/" + "/".join(quote(str(part), safe="") for part in path)
-        if params:
-            url += "?" + urlencode(params, doseq=True)
+        url = _url(path, params)
         headers = {"Content-Type": "application/json" if text is None else "application/yaml"}
         body = json_module.dumps(json) if json is not None else text
         connection = _UnixConnection(self._path)
@@ -98,6 +105,27 @@ class AgentClient:
             connection.close()
         return _answer(response.status, response.headers.get_content_type(), content.decode())
 
+    def stream(
+        self, *path: str | int, params: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The JSON lines of a stream, each as soon as it is there, until the agent ends it.
+
+        Raises NodeError as `call` does, Gone if the stream breaks off.
+        """
+        connection = _UnixConnection(self._path)
+        connection.timeout = TIMEOUT
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise SetupError(self._unreachable(error)) from error
+        with contextlib.closing(connection):
+            try:
+                for line in _body_lines(connection.sock, _url(path, params)):
+                    yield json_module.loads(line)
+            except (OSError, h11.RemoteProtocolError) as error:
+                raise Gone(f"{self._path}: the agent has gone ({error})") from error
+
     def _unreachable(self, error: OSError) -> str:
         if isinstance(error, PermissionError):
             return (
@@ -108,6 +136,37 @@ class AgentClient:
             f"no agent is at {self._path} ({error.strerror}); start one with 'proxylib agent', or "
             "name its socket: --socket PATH, or the variable PROXYLIB_SOCKET"
         )
+
+
+def _url(path: Sequence[str | int], params: Mapping[str, Any] | None) -> str:
+    url = "/v1/" + "/".join(quote(str(part), safe="") for part in path)
+    return url + ("?" + urlencode(params, doseq=True) if params else "")
+
+
+def _body_lines(sock: socket.socket, url: str) -> Iterator[bytes]:
+    """The lines of the body of an answer that may take for ever."""
+    http = h11.Connection(h11.CLIENT)
+    request = h11.Request(method="GET", target=url, headers=[("Host", "agent")])
+    sock.sendall((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    status, body = 0, bytearray()
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            # A signal that comes just before a wait does not end it (stopping.MAX_WAIT).
+            sock.settimeout(MAX_WAIT)
+            with contextlib.suppress(TimeoutError):
+                http.receive_data(sock.recv(65536))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if status == HTTPStatus.OK:
+                *lines, body = body.split(b"\n")
+                yield from map(bytes, lines)
+        elif isinstance(event, h11.EndOfMessage):
+            if status != HTTPStatus.OK:
+                _answer(status, "", body.decode())
+            return
 
 
 def _answer(status: int, media_type: str, content: str) -> Any:

@@ -200,6 +200,17 @@ class Engine:
         with self._lock:
             return dict(self._peers.cache.identities)
 
+    def endpoint_at(self, address: str) -> int:
+        """The number of the endpoint that has an address; 0 if none has.
+
+        This and `labels_of` are one look into a dict: they never wait for a change.
+        """
+        return self._roster.owner(address)
+
+    def labels_of(self, identity: int) -> LabelSet | None:
+        """The labels of an identity; None if peers cannot mean it."""
+        return self._peers.cache.identities.get(identity)
+
     def select(self, peer: Peer) -> frozenset[int]:
         """The identities that `peer` means now, whether a policy has it or not."""
         with self._lock:

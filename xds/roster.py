@@ -82,6 +82,10 @@ class Roster:
         mode = Mode(enforcement, endpoint.audit or self.mode.audit)
         return SubjectKey(self.identities[number], mode, frozenset(endpoint.ports))
 
+    def owner(self, address: str) -> int:
+        """The number of the endpoint that has an address; 0 if none has."""
+        return self._owners.get(address, 0)
+
     def addresses(self, identity: int) -> frozenset[str]:
         """The addresses of the endpoints that have `identity`."""
         return frozenset(self._addresses.get(identity, ()))

@@ -10,6 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -23,6 +24,9 @@ from node.agent.repository import Repository
 from node.agent.secrets import TlsSecrets
 from node.agent.store import Store
 from node.errors import SetupError
+from node.monitor.ends import Ends
+from node.monitor.hub import Hub
+from node.monitor.l7 import publish as show
 from xds.ads.ports import ProxyPorts
 from xds.ads.resources import DOWNSTREAM_MARK, NodeConfig, Transparency
 from xds.control import ControlServer
@@ -91,10 +95,18 @@ def run(config: AgentConfig) -> Iterator[Node]:
         folder = None
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
-        decisions = stack.enter_context(Decisions(config.access_log_path, registry, group=group))
+        monitor = Hub()
+        ends = Ends(control.engine.endpoint_at, control.engine.labels_of)
+        decisions = stack.enter_context(
+            Decisions(
+                config.access_log_path, registry, group=group, show=partial(show, monitor, ends)
+            )
+        )
         control.start()
-        node = Node(config, repository, control, decisions, redirects, folder)
+        node = Node(config, repository, control, decisions, redirects, monitor, folder)
         stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))
+        # Before the API ends, or it would wait for those who watch.
+        stack.callback(monitor.close)
         yield node
 
 

@@ -1,9 +1,10 @@
-"""Reads the access log of every proxy of this node, and counts what was decided."""
+"""Reads the access log of every proxy of this node: counts what was decided, and shows it."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,16 +12,28 @@ from prometheus_client import CollectorRegistry
 
 from proxylib.accesslog import AccessLogServer
 from proxylib.accesslog.metrics import Metrics
+from proxylib.proto.accesslog_pb2 import LogEntry
 
 _WAIT = 0.2
 """Longest wait for entries at a time, seconds: how long stopping takes."""
 
 
 class Decisions:
-    """Listens at `path` while its block lasts; `group` may connect too."""
+    """Listens at `path` while its block lasts; `group` may connect too.
 
-    def __init__(self, path: Path, registry: CollectorRegistry, *, group: int | None) -> None:
+    show: is given the entries, on the thread that reads them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        registry: CollectorRegistry,
+        *,
+        group: int | None,
+        show: Callable[[Sequence[LogEntry]], None],
+    ) -> None:
         self._path = path
+        self._show = show
         self._group = group
         self._metrics = Metrics(registry)
         self._stopping = threading.Event()
@@ -56,4 +69,6 @@ class Decisions:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._metrics.observe(self._server.read(timeout=_WAIT))
+            entries = self._server.read(timeout=_WAIT)
+            self._metrics.observe(entries)
+            self._show(entries)

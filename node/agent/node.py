@@ -9,6 +9,7 @@ from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
+from node.monitor.hub import Hub
 from xds.control import ControlServer
 
 
@@ -21,4 +22,5 @@ class Node:
     control: ControlServer
     decisions: Decisions
     redirects: NodeRedirects
+    monitor: Hub
     folder: PolicyFolder | None = None

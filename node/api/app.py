@@ -14,7 +14,7 @@ from node.agent.node import Node
 from node.api import problems
 from node.api.metrics import NodeCollector
 from node.api.problems import ProblemDetails
-from node.api.routes import endpoint, fqdn, policy, resolve, service, status
+from node.api.routes import endpoint, fqdn, monitor, policy, resolve, service, status
 from xds.source import MAX_FILE
 
 PREFIX = "/v1"
@@ -38,7 +38,7 @@ def make_app(node: Node, registry: CollectorRegistry) -> FastAPI:
     )
     app.state.node = node
     app.state.registry = registry
-    for module in (policy, resolve, endpoint, fqdn, service, status):
+    for module in (policy, resolve, endpoint, fqdn, service, monitor, status):
         app.include_router(module.router, prefix=PREFIX)
     problems.install(app)
     _describe_problems(app)
