@@ -28,7 +28,9 @@ from node.cni.protocol import (
     Code,
     Request,
     attachment_id,
+    read_config,
     read_request,
+    version_of,
 )
 from node.errors import NodeError, SetupError
 
@@ -55,8 +57,9 @@ def run(environment: Mapping[str, str], text: bytes) -> tuple[int, str]:
     """The exit status and the output that answer a runtime's request."""
     version = VERSIONS[-1]
     try:
-        request = read_request(environment, text)
-        version = request.version
+        config = read_config(text)
+        version = version_of(config)
+        request = read_request(environment, config)
         result = _COMMANDS[request.command](request)
     except CniError as error:
         return 1, json.dumps(error.to_json(version)) + "\n"

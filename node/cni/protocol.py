@@ -143,8 +143,27 @@ def attachment_id(network: str, container: str, interface: str) -> str:
     return f"{network}:{container}:{interface}"
 
 
-def read_request(environment: Mapping[str, str], text: bytes) -> Request:
-    """The request of a runtime. Raises CniError."""
+def read_config(text: bytes) -> dict[str, Any]:
+    """The configuration that a runtime gives. Raises CniError if it is none."""
+    if len(text) > MAX_CONFIG:
+        raise CniError(Code.DECODING, f"the configuration is longer than {MAX_CONFIG} bytes")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CniError(Code.DECODING, "the configuration is no JSON", str(error)) from error
+    if not isinstance(config, dict):
+        raise CniError(Code.DECODING, "the configuration is no JSON object")
+    return config
+
+
+def version_of(config: Mapping[str, Any]) -> str:
+    """The version to answer in: the runtime's, or the newest that is spoken here."""
+    version = config.get("cniVersion")
+    return version if version in VERSIONS else VERSIONS[-1]
+
+
+def read_request(environment: Mapping[str, str], config: Mapping[str, Any]) -> Request:
+    """The request of a runtime with this configuration. Raises CniError."""
     command = environment.get("CNI_COMMAND", "")
     if command not in COMMANDS:
         raise CniError(
@@ -152,10 +171,9 @@ def read_request(environment: Mapping[str, str], text: bytes) -> Request:
             f"CNI_COMMAND is {command!r}" if command else "CNI_COMMAND is missing",
             f"this is a CNI plugin, which container runtimes call; it knows {', '.join(COMMANDS)}",
         )
-    config = _read_config(text)
-    version = config.get("cniVersion")
     if command == "VERSION":
-        return Request(command, version if version in VERSIONS else VERSIONS[-1], "")
+        return Request(command, version_of(config), "")
+    version = config.get("cniVersion")
     spoken = VERSIONS[VERSIONS.index(SINCE.get(command, VERSIONS[0])) :]
     if version not in spoken:
         raise CniError(
@@ -181,18 +199,6 @@ def read_request(environment: Mapping[str, str], text: bytes) -> Request:
         result=result,
         valid=_valid(config) if command == "GC" else frozenset(),
     )
-
-
-def _read_config(text: bytes) -> dict[str, Any]:
-    if len(text) > MAX_CONFIG:
-        raise CniError(Code.DECODING, f"the configuration is longer than {MAX_CONFIG} bytes")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CniError(Code.DECODING, "the configuration is no JSON", str(error)) from error
-    if not isinstance(config, dict):
-        raise CniError(Code.DECODING, "the configuration is no JSON object")
-    return config
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cni.protocol import MAX_CONFIG, VALID_ATTACHMENTS, CniError, Code, Request, read_request
+from node.cni.protocol import (
+    MAX_CONFIG,
+    VALID_ATTACHMENTS,
+    CniError,
+    Code,
+    Request,
+    read_config,
+    read_request,
+)
 
 RESULT = {
     "cniVersion": "1.0.0",
@@ -41,7 +49,7 @@ ENVIRONMENT = {
 
 def read(command: str = "ADD", *, env: dict[str, str] | None = None, **config: Any) -> Request:
     environment = {**ENVIRONMENT, "CNI_COMMAND": command, **(env or {})}
-    return read_request(environment, json.dumps({**CONFIG, **config}).encode())
+    return read_request(environment, read_config(json.dumps({**CONFIG, **config}).encode()))
 
 
 def refused(code: Code, command: str = "ADD", **more: Any) -> CniError:
@@ -171,7 +179,7 @@ def test_results_without_an_address(result: Any) -> None:
 )
 def test_no_configuration(text: bytes) -> None:
     with pytest.raises(CniError) as error:
-        read_request(ENVIRONMENT, text)
+        read_config(text)
     assert error.value.code is Code.DECODING
 
 
