@@ -28,6 +28,7 @@ from node.cni.protocol import (
     Code,
     Request,
     attachment_id,
+    command_of,
     read_config,
     read_request,
     version_of,
@@ -57,10 +58,11 @@ def run(environment: Mapping[str, str], text: bytes) -> tuple[int, str]:
     """The exit status and the output that answer a runtime's request."""
     version = VERSIONS[-1]
     try:
+        command = command_of(environment)
         config = read_config(text)
         version = version_of(config)
         request = read_request(environment, config)
-        result = _COMMANDS[request.command](request)
+        result = _COMMANDS[command](request)
     except CniError as error:
         return 1, json.dumps(error.to_json(version)) + "\n"
     except NodeError as error:

@@ -143,6 +143,18 @@ def attachment_id(network: str, container: str, interface: str) -> str:
     return f"{network}:{container}:{interface}"
 
 
+def command_of(environment: Mapping[str, str]) -> str:
+    """What a runtime wants. Raises CniError if it is no runtime."""
+    command = environment.get("CNI_COMMAND", "")
+    if command not in COMMANDS:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_COMMAND is {command!r}" if command else "CNI_COMMAND is missing",
+            f"this is a CNI plugin, which container runtimes call; it knows {', '.join(COMMANDS)}",
+        )
+    return command
+
+
 def read_config(text: bytes) -> dict[str, Any]:
     """The configuration that a runtime gives. Raises CniError if it is none."""
     if len(text) > MAX_CONFIG:
@@ -164,13 +176,7 @@ def version_of(config: Mapping[str, Any]) -> str:
 
 def read_request(environment: Mapping[str, str], config: Mapping[str, Any]) -> Request:
     """The request of a runtime with this configuration. Raises CniError."""
-    command = environment.get("CNI_COMMAND", "")
-    if command not in COMMANDS:
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_COMMAND is {command!r}" if command else "CNI_COMMAND is missing",
-            f"this is a CNI plugin, which container runtimes call; it knows {', '.join(COMMANDS)}",
-        )
+    command = command_of(environment)
     if command == "VERSION":
         return Request(command, version_of(config), "")
     version = config.get("cniVersion")
