@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 FUZZ_SECONDS ?= 60
 BENCH ?= all
 
-.PHONY: help setup demo demo-cassandra demo-kafka test lint proto api lock fuzz soak bench clean
+.PHONY: help setup demo demo-cassandra demo-kafka demo-node test lint proto api lock fuzz soak bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1	\2/p' Makefile | expand -t 22
@@ -23,6 +23,10 @@ demo-cassandra:  ## the same with a real Cassandra, and its policy by action and
 demo-kafka:  ## the same with a real Kafka, and its policy by role and topic
 	@sh scripts/setup.sh servers
 	$(PYTHON) -m demos.kafka
+
+demo-node:  ## as root: redirection by eBPF between network namespaces; STORY=nginx: only this
+	@sh scripts/setup.sh node
+	$(PYTHON) -m demos.node $(STORY)
 
 test:  ## all tests
 	@sh scripts/setup.sh test

@@ -116,18 +116,19 @@ def tell(stage: Stage) -> None:
                     with connect(running.address, source, **options) as session:
                         _try_all(stage, who, source, session, version, log)
                 _stranger(stage, running.address, log)
-            found = sorted(row.id for row in direct.execute(SELECT))
-            written = sorted(n for version, _ in WAYS for n in (version, version + 10))
-            stage.check("Cassandra", "has what was allowed, only", written, found)
+            check_content(stage, direct)
+
+
+def check_content(stage: Stage, direct: Session) -> None:
+    """A row about what Cassandra holds after all `ATTEMPTS` in all `WAYS`."""
+    found = sorted(row.id for row in direct.execute(SELECT))
+    written = sorted(n for version, _ in WAYS for n in (version, version + 10))
+    stage.check("Cassandra", "has what was allowed, only", written, found)
 
 
 def _try_all(stage: Stage, who: str, source: str, session: Session, version: int, log: Log) -> None:
     for attempt in ATTEMPTS:
-        try:
-            attempt.do(session, version)
-            observed = "allowed"
-        except Unauthorized:
-            observed = "denied"
+        observed = observe(attempt, session, version)
 
         def about(entry: LogEntry, attempt: Attempt = attempt) -> bool:
             fields = entry.generic_l7.fields
@@ -140,6 +141,15 @@ def _try_all(stage: Stage, who: str, source: str, session: Session, version: int
 
         entry = log.next(about)
         stage.check(who, attempt.what, attempt.expected, confirmed(observed, entry), brief(entry))
+
+
+def observe(attempt: Attempt, session: Session, number: int) -> str:
+    """What a client sees of an attempt; number: of the row that it writes."""
+    try:
+        attempt.do(session, number)
+    except Unauthorized:
+        return "denied"
+    return "allowed"
 
 
 def _stranger(stage: Stage, to: Address, log: Log) -> None:

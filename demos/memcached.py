@@ -87,12 +87,12 @@ def tell(stage: Stage) -> None:
             for who, host in CLIENTS.items():
                 source = stage.address(host, 0).host
                 for attempt in ATTEMPTS:
-                    _prepare(direct)
-                    before = _content(direct)
+                    prepare(direct)
+                    before = content(direct)
                     connection = client(source, running.address)
                     expected = "allowed" if who in attempt.allowed else "denied"
-                    observed = _observe(attempt, connection)
-                    if observed == "denied" and _content(direct) != before:
+                    observed = observe(attempt, connection)
+                    if observed == "denied" and content(direct) != before:
                         observed = "denied, and yet memcached has changed"
                     entry = log.request_of(source)
                     observed = confirmed(observed, entry)
@@ -101,7 +101,8 @@ def tell(stage: Stage) -> None:
         direct.close()
 
 
-def _observe(attempt: Attempt, connection: Client) -> str:
+def observe(attempt: Attempt, connection: Client) -> str:
+    """What a client sees of an attempt: allowed, denied, or what else happened."""
     try:
         result = attempt.do(connection)
     except MemcacheClientError as error:
@@ -111,11 +112,12 @@ def _observe(attempt: Attempt, connection: Client) -> str:
     return "allowed" if result == attempt.result else f"answered {result!r}"
 
 
-def _prepare(direct: Client) -> None:
+def prepare(direct: Client) -> None:
+    """What memcached holds before each attempt."""
     direct.set_many({FLEET: b"red-5", OTHER: b"hoth", "alliance/fleet/n": b"0"})
 
 
-def _content(direct: Client) -> dict[str, bytes]:
+def content(direct: Client) -> dict[str, bytes]:
     """What memcached holds, with the version (cas) of each value."""
     found: dict[str, bytes] = direct.gets_many([FLEET, OTHER, "alliance/fleet/n"])
     return found

@@ -86,9 +86,9 @@ class Stage:
     def title(self, text: str) -> None:
         click.echo("\n" + click.style(text, bold=True))
 
-    def table(self) -> None:
-        """Head the rows that follow."""
-        head = f"  {'who':18} {'what':34} {'expected':8}  {'observed':8}      access log"
+    def table(self, what: str = "what") -> None:
+        """Head the rows that follow. what: what they are about."""
+        head = f"  {'who':18} {what:34} {'expected':8}  {'observed':8}      access log"
         click.echo(click.style(head, underline=True))
 
     def say(self, text: str) -> None:

@@ -7,6 +7,7 @@
 # ordinary user is told which command to have run.
 #
 # setup.sh servers: the same, and Java and Maven, for real servers and their jars.
+# setup.sh node: the same as for servers, and what eBPF and network namespaces need.
 # setup.sh test: the same, and what only tests need; an ordinary user's tests do without
 # what is missing, and say so.
 set -eu
@@ -60,6 +61,7 @@ missing_packages() {
     command -v memcached >/dev/null 2>&1 || echo memcached
     case $PURPOSE in
         servers) missing_server_packages ;;
+        node) missing_node_packages; missing_server_packages ;;
         test) [ "$(id -u)" -ne 0 ] || missing_test_packages ;;
     esac
 }
@@ -70,12 +72,20 @@ missing_server_packages() {
     command -v mvn >/dev/null 2>&1 || echo maven
 }
 
+# Prints the Debian packages that a node with eBPF and its demo need, and that are missing.
+missing_node_packages() {
+    [ -d /usr/lib/python3/dist-packages/bcc ] || echo python3-bpfcc
+    [ -e /usr/include/linux/bpf.h ] || echo linux-libc-dev
+    command -v ip >/dev/null 2>&1 || [ -x /usr/sbin/ip ] || echo iproute2
+    command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || echo nginx-light
+    command -v curl >/dev/null 2>&1 || echo curl
+}
+
 # Prints the Debian packages that only tests need, and that are missing.
 missing_test_packages() {
+    missing_node_packages
     command -v memccapable >/dev/null 2>&1 || echo libmemcached-tools
-    command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || echo nginx-light
     command -v redis-server >/dev/null 2>&1 || echo redis-server
-    command -v curl >/dev/null 2>&1 || echo curl
     command -v etcd >/dev/null 2>&1 || echo etcd-server
     missing_server_packages
 }

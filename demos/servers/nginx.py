@@ -32,6 +32,7 @@ http {{
         listen {address};
         root {folder}/www;
         default_type text/plain;
+        add_header X-Client-Address $remote_addr;
         keepalive_requests 100000;
     }}
 }}
@@ -40,7 +41,10 @@ http {{
 
 @contextmanager
 def nginx(address: Address, folder: Path, files: dict[str, bytes]) -> Iterator[None]:
-    """nginx serving `files` by their paths. Raises SetupError if it cannot."""
+    """nginx serving `files` by their paths; it tells clients their address in a header.
+
+    Raises SetupError if it cannot.
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         raise SetupError("nginx is not installed (Debian package nginx-light)")
