@@ -45,8 +45,12 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (NodeError, ProxylibError) as error:
+            from node.tables import safe
+
             prefix = click.style("proxylib: error: ", fg="red", bold=True)
-            click.echo(f"{prefix}{error}", err=True)
+            # What others have called something is no command for a terminal.
+            text = "\n".join(map(safe, str(error).split("\n")))
+            click.echo(f"{prefix}{text}", err=True)
             ctx.exit(exit_status(error))
 
 

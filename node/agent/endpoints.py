@@ -142,6 +142,9 @@ def make_endpoint(
         raise EndpointError(
             f"{unknown[0]!r} is no external identifier (known: {', '.join(EXTERNAL)})"
         )
+    odd = [key for key, value in external.items() if not value.isprintable()]
+    if odd:
+        raise EndpointError(f"{odd[0]} {external[odd[0]]!r} has a control character in it")
     named = tuple(ports)
     if len({port.name for port in named}) != len(named):
         raise EndpointError("two ports have one name")

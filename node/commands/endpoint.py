@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ _ENFORCEMENT = click.option(
     type=click.Choice(("default", "always", "never")),
     help="When a direction is closed: a policy says so, in any case, or never.",
 )
+
+
+def _absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """A path as the agent has to have it: it is somewhere else."""
+    return os.path.abspath(value) if value and "/" in value else value or ""
+
+
 _NAMED = re.compile(r"([a-z0-9-]+)=([0-9]{1,5})(?:/(TCP|UDP|SCTP))?")
 
 
@@ -64,12 +72,24 @@ def get(number: int, socket_path: Path | None, as_json: bool) -> None:
 
 @command.command("add", epilog=_LABEL)
 @click.option(
+    "--netns",
+    callback=_absolute,
+    metavar="NAME|PATH",
+    help="Its network namespace, by the name that 'ip netns' has, or by path.",
+)
+@click.option("--pid", type=click.IntRange(1), metavar="PID", help="A process in its namespace.")
+@click.option(
+    "--interface", default="", metavar="VETH", help="The node's end of its veth [default: the one]."
+)
+@click.option(
+    "--inner", default="", metavar="NAME", help="The end inside, where there are several."
+)
+@click.option(
     "--address",
     "addresses",
     multiple=True,
-    required=True,
     metavar="IP",
-    help="Its address; give an IPv4 and an IPv6 one for both.",
+    help="Its address, an IPv4 and an IPv6 one for both [default: what its veth has].",
 )
 @click.option("--label", "labels", multiple=True, metavar="LABEL", help="A label; several times.")
 @click.option("--id", "number", type=click.IntRange(1, 65535), help="Its number [default: next].")
@@ -83,24 +103,47 @@ def get(number: int, socket_path: Path | None, as_json: bool) -> None:
 )
 @_ENFORCEMENT
 @click.option("--audit", is_flag=True, help="Log what would be denied, and deny nothing.")
+@click.option(
+    "--sidecar", is_flag=True, help="Judge it by an Envoy of its own, inside its namespace."
+)
+@click.option(
+    "--sockmap", is_flag=True, help="Move bytes between sockets of this node past the TCP stack."
+)
 @click.option("--container-id", default="", metavar="ID", help="What a runtime calls it.")
 @click.option("--k8s-namespace", default="", metavar="NAME", help="Its pod's namespace.")
 @click.option("--k8s-pod-name", default="", metavar="NAME", help="Its pod's name.")
 @remote
 def add(
+    netns: str,
+    pid: int | None,
+    interface: str,
+    inner: str,
     addresses: tuple[str, ...],
     labels: tuple[str, ...],
     number: int | None,
     ports: list[dict[str, Any]],
     enforcement: str | None,
     audit: bool,
+    sidecar: bool,
+    sockmap: bool,
     container_id: str,
     k8s_namespace: str,
     k8s_pod_name: str,
     socket_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Add an endpoint, and print its number."""
+    """Add an endpoint, and print its number.
+
+    With --netns, --pid or --interface, the agent finds the endpoint's veth, and judges what
+    passes there. With --address alone it knows who has the address, and no more.
+
+    \b
+      proxylib endpoint add --netns blue --label k8s:app=nginx
+      proxylib endpoint add --pid 4711 --label k8s:app=nginx --sidecar
+      proxylib endpoint add --interface lxc1 --label k8s:app=nginx
+    """
+    if not (netns or pid or interface or addresses):
+        raise click.UsageError("say where it is: --netns, --pid or --interface; or its --address")
     external = {
         "container-id": container_id,
         "k8s-namespace": k8s_namespace,
@@ -114,8 +157,9 @@ def add(
         "enforcement": enforcement or "default",
         "audit": audit,
     }
-    if number is not None:
-        request["id"] = number
+    where = {"netns": netns, "pid": pid, "interface": interface, "inner": inner, "id": number}
+    how = {"mode": "sidecar" if sidecar else "", "sockmap": sockmap}
+    request |= {key: value for key, value in (where | how).items() if value}
     with agent(socket_path) as client:
         endpoint = client.call("POST", "endpoint", json=request)
     if as_json:
@@ -200,7 +244,8 @@ def delete(numbers: tuple[int, ...], socket_path: Path | None, as_json: bool) ->
 
 
 def endpoint_table(endpoints: list[dict[str, Any]]) -> str:
-    """The endpoints as ``cilium endpoint list`` shows them."""
+    """The endpoints as ``cilium endpoint list`` shows them; and where they are attached."""
+    attached = any(endpoint.get("attachment") for endpoint in endpoints)
     header = (
         "ENDPOINT",
         ("POLICY (ingress)", "ENFORCEMENT"),
@@ -209,6 +254,7 @@ def endpoint_table(endpoints: list[dict[str, Any]]) -> str:
         "LABELS (source:key[=value])",
         "IPv6",
         "IPv4",
+        *(("INTERFACE",) if attached else ()),
         "STATUS",
     )
     rows = [
@@ -220,7 +266,8 @@ def endpoint_table(endpoints: list[dict[str, Any]]) -> str:
             endpoint["identity"]["labels"],
             [a.get("ipv6", "") for a in endpoint["networking"]["addressing"]],
             [a.get("ipv4", "") for a in endpoint["networking"]["addressing"]],
-            endpoint["state"],
+            *((_interface(endpoint.get("attachment")),) if attached else ()),
+            _state(endpoint),
         )
         for endpoint in endpoints
     ]
@@ -232,3 +279,15 @@ def _enforcement(policy: dict[str, Any], direction: str) -> str:
     if policy.get("audit"):
         return "Disabled (Audit)"
     return "Enabled" if policy[direction] else "Disabled"
+
+
+def _interface(attachment: dict[str, Any] | None) -> str:
+    if not attachment:
+        return ""
+    sidecar = attachment.get("mode") == "sidecar"
+    return f"{attachment['interface']}{' (sidecar)' if sidecar else ''}"
+
+
+def _state(endpoint: dict[str, Any]) -> str | list[str]:
+    reason = endpoint.get("reason")
+    return [endpoint["state"], reason] if reason else endpoint["state"]

@@ -40,5 +40,9 @@ def agent(socket_path: Path | None) -> AgentClient:
 
 
 def show_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON document on stdout, without control characters."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.replace("\n", "").isprintable():
+        text = json.dumps(value, indent=2)
+    # JSON's own escapes leave one control character of ASCII.
+    click.echo(text.replace("\x7f", "\\u007f"))

@@ -293,3 +293,24 @@ def test_metrics_list(agent: Agent) -> None:
     found = json.loads(agent.cli("metrics", "list", "--match", "api_requests", "--json").stdout)
     labels = {"method": "PUT", "status": "200"}
     assert {"name": "proxylib_api_requests_total", "labels": labels, "value": 1.0} in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((), "say where it is"),
+        (("--address", "10.0.0.1", "--label", "k8s:a=\x1b[31m"), "control character"),
+        (("--address", "10.0.0.1", "--label", "a b"), "has a space"),
+        (("--address", "10.0.0.1", "--label", "k8s:a=\udcff"), ""),
+        (("--address", "10.0.0.1", "--label", ""), "labels"),
+        (("--address", "10.0.0.1", "--k8s-pod-name", "\x1b]0;x\x07"), "k8s-pod-name '\\x1b]0;"),
+        (("--address", "\x1b[2J"), "\\x1b[2J"),
+        (("--address", "10.0.0.1", "--pid", "0"), "--pid"),
+    ],
+)
+def test_odd_endpoints_are_refused(agent: Agent, arguments: tuple[str, ...], why: str) -> None:
+    result = agent.cli("endpoint", "add", *arguments)
+    assert result.exit_code == 2, result.output
+    assert why in result.stderr
+    assert all(line.isprintable() for line in result.stderr.splitlines())
+    assert agent.get("/endpoint") == []
