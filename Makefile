@@ -28,9 +28,9 @@ demo-node:  ## as root: redirection by eBPF between network namespaces; STORY=ng
 	@sh scripts/setup.sh node
 	$(PYTHON) -m demos.node $(STORY)
 
-test:  ## all tests
+test:  ## all tests, two files at a time
 	@sh scripts/setup.sh test
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import rules, generated code
 	$(PYTHON) -m ruff check .

@@ -80,6 +80,7 @@ setup(
             "pymemcache>=4.0",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "python-snappy>=0.7",
             "redis>=5.0",
             "ruff>=0.6",

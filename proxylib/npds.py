@@ -163,7 +163,8 @@ def _answer(
         request.version_info = accepted
         request.error_detail.code = GRPC_INVALID_ARGUMENT
         reason = (str(error) or type(error).__name__)[:MAX_REASON]
-        request.error_detail.message = reason.encode("utf-8", "backslashreplace").decode()
+        reason = reason.encode("utf-8", "backslashreplace").decode()
+        request.error_detail.message = reason
         log.warning("version %s refused: %s", response.version_info, reason)
     return request
 

@@ -79,6 +79,7 @@ def test_every_stream_that_brought_something_starts_the_back_off_anew(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [("x" * 5_000_000, "x" * npds.MAX_REASON), ("odd \udcff", r"odd \udcff"), ("", "ValueError")],
+    ids=["long", "odd", "empty"],
 )
 def test_any_reason_reaches_the_server(tmp_path: Path, text: str, reason: str) -> None:
     answers: list[xds.DiscoveryRequest] = []
