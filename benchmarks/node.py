@@ -12,13 +12,14 @@ import json
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tools import compile_tool, cpu_ns
 from bpf.datapath import Datapath, DatapathConfig, Link, PolicyEntry
+
+from benchmarks.tools import compile_tool, cpu_ns
 from demos.namespaces import NODE_IPV4, Endpoint, Lab
 from node.envoy import find_envoy
 
@@ -30,8 +31,6 @@ TCP, ALLOW, REDIRECT = 6, 1, 2
 ANYBODY = 0
 FULL = 16_384
 
-Turn = Callable[[str], "Sample"]
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -40,6 +39,10 @@ class Sample:
     p50_us: float
     p99_us: float
     cpu_us: float
+
+
+Turn = Callable[[str], Sample]
+"""Runs one turn of a variant."""
 
 
 @dataclass(frozen=True)
