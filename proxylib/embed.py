@@ -46,6 +46,10 @@ SWITCH_INTERVAL = 0.0005
 """Seconds after which a Python thread gives way to a worker that waits for the
 interpreter; the default (5 ms) would show in the latency of traffic."""
 
+ENVOY_POLICY_WAIT = 10.0
+"""Seconds that Envoy's first listener may wait for its policy. It has no connections yet;
+in a hot restart the Envoy before serves them meanwhile, and denying them would lose some."""
+
 instances = InstanceTable(proxylib_native.AccessLog)
 
 
@@ -292,7 +296,8 @@ def _open_instance(values: Mapping[str, Any], xds_path: str) -> tuple[int, Insta
             xds_path,
             values.get("node_id", ""),
             values.get("secrets_path", ""),
-        )
+        ),
+        wait=ENVOY_POLICY_WAIT,
     )
     instance = instances.get(number)
     assert instance is not None

@@ -270,9 +270,10 @@ class InstanceTable:
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, parameters: Parameters) -> int:
+    def open(self, parameters: Parameters, *, wait: float = FIRST_POLICY_WAIT) -> int:
         """The number of the instance with `parameters`, opened if need be.
 
+        wait: seconds that its first policy may take until this returns all the same.
         An empty node-id matches any instance with the same paths.
         Raises OSError or ValueError for an unusable access-log path.
         """
@@ -288,7 +289,7 @@ class InstanceTable:
                 instance = self._instances[number]
                 instance.references += 1
         if instance.client is not None:
-            instance.client.wait_first(FIRST_POLICY_WAIT)
+            instance.client.wait_first(wait)
         return number
 
     def _find(self, wanted: Parameters) -> int | None:

@@ -139,6 +139,11 @@ class Generations:
             return False  # not up yet
         return status == http.HTTPStatus.OK
 
+    def has_taken_over(self, member: Member) -> bool:
+        """True if one that starts has made the one that serves drain, whatever it says."""
+        attached = self.places.admin(*_key(member)).exists()
+        return attached and handover.taken_over(member.generation.base)
+
     def promote(self, member: Member) -> None:
         """It serves; the one that did drains."""
         for other in self.members:

@@ -10,7 +10,6 @@ the time comes to tell it to end: somebody has to be at the predecessor's socket
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -48,17 +47,19 @@ def shared_memory(base: int) -> Path:
     return SHARED_MEMORY / f"envoy_shared_memory_{base * 10}"
 
 
+def taken_over(base: int) -> bool:
+    """True if the generation that attached last has the one before drain."""
+    return _flags(base) == 0
+
+
 def clear_initializing(base: int) -> None:
-    """Take the mark away that one leaves which ended while it started.
+    """Take the mark away that one leaves which ended before it had taken over.
 
     Only while none with this base id starts.
     """
-    with contextlib.suppress(OSError), shared_memory(base).open("r+b") as file:
-        data = file.read(_LAYOUT.size)
-        if len(data) == _LAYOUT.size:
-            size, version, flags = _LAYOUT.unpack(data)
-            if (size, version) == (_LAYOUT.size, _VERSION) and flags:
-                os.pwrite(file.fileno(), bytes(8), _FLAGS)
+    if _flags(base):
+        with shared_memory(base).open("r+b") as file:
+            os.pwrite(file.fileno(), bytes(8), _FLAGS)
 
 
 def parent_socket(places: Places, base: int, epoch: int) -> Path:
@@ -93,3 +94,12 @@ def tidy(places: Places, base: int) -> None:
 def _socket(places: Places, kind: str, base: int, epoch: int) -> Path:
     begin = places.hot_restart
     return begin.with_name(f"{begin.name}_{kind}_{base * 10 + epoch % _CONCURRENT}")
+
+
+def _flags(base: int) -> int | None:
+    """What the shared memory says; None if it is not there, or not as we know it."""
+    try:
+        size, version, flags = _LAYOUT.unpack(shared_memory(base).read_bytes())
+    except (OSError, struct.error):
+        return None
+    return int(flags) if (size, version) == (_LAYOUT.size, _VERSION) else None

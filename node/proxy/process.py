@@ -27,6 +27,9 @@ _INFO_EXIT = 1 << 3
 _MASK, _EXIT_CODE = 0, 60
 """Offsets in that structure."""
 
+_KILL_TIMEOUT = 10.0
+"""Seconds until a killed process has ended: the kernel frees its memory first."""
+
 _STATE, _STARTED, _EXIT = 0, 19, 49
 """Fields 3, 22 and 52 of /proc/PID/stat, counted from field 3."""
 
@@ -81,7 +84,7 @@ class Process:
         self.send(signal.SIGTERM)
         if not self.wait(grace):
             self.send(signal.SIGKILL)
-            self.wait(grace)
+            self.wait(_KILL_TIMEOUT)
 
     def arguments(self) -> list[str]:
         """Its command line; empty if it has ended."""

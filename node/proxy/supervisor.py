@@ -178,7 +178,7 @@ class Proxy:
 
     def _step(self) -> None:
         for member in list(self._generations.members):
-            if member.process.ended:
+            if member in self._generations.members and member.process.ended:
                 self._died(member)
         for member in self._generations.overdue():
             self._tell("proxy-drained", "the old Envoy does not end; it is killed", "warning")
@@ -192,43 +192,50 @@ class Proxy:
 
     def _await_ready(self, member: Member) -> None:
         if self._generations.ready(member):
-            old = self._generations.the(Role.SERVING)
-            self._generations.promote(member)
-            self._last_error = ""
-            pid, epoch = member.generation.pid, member.generation.epoch
-            if old is None:
-                self._tell("proxy-running", f"Envoy runs, process {pid}", pid=pid, epoch=epoch)
-            else:
-                seconds = self.config.parent_shutdown_time
-                self._tell(
-                    "proxy-reloaded",
-                    f"a new Envoy has taken over, process {pid}; the old one, "
-                    f"{old.generation.pid}, drains for {seconds} s at most",
-                    "good",
-                    pid=pid,
-                    epoch=epoch,
-                )
+            self._promote(member)
         elif time.monotonic() > member.deadline:
             member.process.end(0)
             self._died(member, f"was not ready after {READY_TIMEOUT:g} s")
+
+    def _promote(self, member: Member) -> None:
+        old = self._generations.the(Role.SERVING)
+        self._generations.promote(member)
+        self._last_error = ""
+        pid, epoch = member.generation.pid, member.generation.epoch
+        if old is None:
+            self._tell("proxy-running", f"Envoy runs, process {pid}", pid=pid, epoch=epoch)
+        else:
+            seconds = self.config.parent_shutdown_time
+            self._tell(
+                "proxy-reloaded",
+                f"a new Envoy has taken over, process {pid}; the old one, "
+                f"{old.generation.pid}, drains for {seconds} s at most",
+                "good",
+                pid=pid,
+                epoch=epoch,
+            )
 
     def _died(self, member: Member, how: str = "") -> None:
         lines = log.tail(self.places.log, member.log_start)
         how = how or _end_in_words(member.process.status())
         pid = member.generation.pid
         ran = time.time() - member.generation.since
-        starting = self._generations.the(Role.STARTING)
+        starting, serving = map(self._generations.the, (Role.STARTING, Role.SERVING))
+        if member is starting and serving is not None and self._generations.has_taken_over(member):
+            # Too late to go back: the old one accepts no connections any more.
+            self._promote(member)
         self._generations.remove(member)
         if member.role is Role.DRAINING:
             self._tell("proxy-drained", f"the old Envoy, process {pid}, has ended", pid=pid)
-        elif member.role is Role.STARTING and self._generations.the(Role.SERVING) is not None:
+        elif member.role is Role.STARTING and serving is not None:
             self._give_up(log.obituary(f"the new Envoy, process {pid}, {how}", lines))
         else:
-            if member.role is Role.SERVING and starting is not None:
+            if member.role is Role.SERVING and starting is not None and starting is not member:
                 # It waits for answers of the one that died.
                 starting.process.end(0)
                 self._generations.remove(starting)
-            self._preparing = None
+            with self._changed:
+                self._preparing = self._prepared = None
             if member.role is Role.SERVING and ran > RAN_WELL:
                 self._failures = 0
             self._fail(log.obituary(f"Envoy, process {pid}, {how}", lines))

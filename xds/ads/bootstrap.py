@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
@@ -22,6 +23,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
+    ConfigSource,
     GrpcService,
     GrpcServiceEnvoyGrpc,
     Http2ProtocolOptions,
@@ -70,8 +72,8 @@ def build(config: NodeBootstrap) -> Bootstrap:
                 grpc_services=[GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CLUSTER))],
                 set_node_on_first_message_only=True,
             ),
-            lds_config=ads_source(),
-            cds_config=ads_source(),
+            lds_config=_awaited(),
+            cds_config=_awaited(),
         ),
         static_resources=BootstrapStaticResources(clusters=[_xds_cluster(pipe(config.xds_path))]),
         overload_manager=connection_limit(config.max_connections),
@@ -81,6 +83,14 @@ def build(config: NodeBootstrap) -> Bootstrap:
 def to_json(bootstrap: Bootstrap) -> str:
     """The document as Envoy reads it from a file whose name ends in .json."""
     return json.dumps(bootstrap.to_dict(), indent=2) + "\n"
+
+
+def _awaited() -> ConfigSource:
+    """Listeners and clusters are waited for without end. An Envoy that took over from
+    another one before it had any would cut all connections off."""
+    source = ads_source()
+    source.initial_fetch_timeout = timedelta(0)
+    return source
 
 
 def connection_limit(most: int) -> OverloadManager:

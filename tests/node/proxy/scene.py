@@ -12,6 +12,7 @@ from typing import Any
 
 from demos.stage import line_server
 from node.address import Address
+from node.envoy import find_envoy
 from node.proxy.ending import stop
 from node.proxy.plan import ProxyConfig
 from node.proxy.status import ProxyEvent
@@ -142,3 +143,13 @@ class Traffic:
                             break
             except (OSError, AssertionError) as error:
                 self._failures.append(repr(error))
+
+
+def script(path: Path, code: str) -> Path:
+    """An Envoy that is a shell script, with the real one as $REAL; `--version` is its."""
+    real = find_envoy()
+    new = path.with_name(path.name + ".new")
+    new.write_text(f'#!/bin/sh\nREAL={real}\n[ "$1" = --version ] && exec "$REAL" "$@"\n{code}\n')
+    new.chmod(0o755)
+    new.rename(path)
+    return path

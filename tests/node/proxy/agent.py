@@ -1,0 +1,33 @@
+"""An agent's part that keeps an Envoy, as a process of its own, to be killed.
+
+    python -m tests.node.proxy.agent FOLDER XDS
+
+Prints the process of the Envoy when it serves, then what happens.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from node.proxy.plan import ProxyConfig
+from node.proxy.supervisor import Proxy
+from xds.ads.bootstrap import NodeBootstrap
+
+
+def main(folder: Path, xds: Path) -> None:
+    config = ProxyConfig(
+        folder / "state",
+        folder / "run",
+        NodeBootstrap("node", xds, Path("unused")),
+        drain_time=1,
+        parent_shutdown_time=2,
+    )
+    proxy = Proxy(config)
+    print(proxy.start().pid, flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

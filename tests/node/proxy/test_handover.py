@@ -1,0 +1,160 @@
+"""One generation takes over from another, under load, and when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from node.proxy import handover
+from node.proxy.process import with_argument
+from node.proxy.state import with_bootstrap
+from node.proxy.status import ProxyState
+from tests.native.services import wait_for
+from tests.node.proxy.scene import Droid, Scene, Traffic, script
+
+
+@pytest.mark.timeout(60)
+def test_hot_restarts_lose_nothing(node: Scene) -> None:
+    proxy = node.proxy()
+    proxy.start()
+    traffic = [Traffic(node.port, keep=False), Traffic(node.port, keep=False)]
+    try:
+        for epoch in (1, 2, 3):
+            with Droid(node.port) as old:
+                assert old.ask() == b"HALT"
+                proxy.reload()
+                status = proxy.wait(lambda s, epoch=epoch: s.epoch == epoch, 30)
+                assert status.epoch == epoch, status
+                assert old.ask() == b"HALT", "a connection of the old one lives on"
+    finally:
+        found = [item.stop() for item in traffic]
+    assert [failures for _, failures in found] == [[], []]
+    assert min(answered for answered, _ in found) > 100
+    assert not node.told("proxy-died")
+
+
+def test_a_connection_lives_until_the_old_one_ends(node: Scene) -> None:
+    proxy = node.proxy()
+    proxy.start()
+    with Droid(node.port) as old:
+        assert old.ask() == b"HALT"
+        proxy.reload()
+        (draining,) = proxy.wait(lambda s: s.epoch == 1, 30).draining
+        assert draining.ends > time.time()
+        proxy.reload()
+        while not proxy.status.reload_waits:
+            assert old.ask() == b"HALT"
+        assert proxy.status.epoch == 1, "a third one would end the first"
+        while time.time() < draining.ends - 0.5:
+            assert old.ask() == b"HALT"
+        assert proxy.wait(lambda s: not s.draining, 10).draining == ()
+        assert old.ask() == b""
+    assert proxy.wait(lambda s: s.epoch == 2, 30).epoch == 2
+
+
+FAILS = {
+    "crashes at once": 'case "$*" in *validate*) exec "$REAL" "$@";; esac; exit 9',
+    "crashes when it has begun": (
+        'case "$*" in *validate*) exec "$REAL" "$@";; esac; '
+        # Not ready at first: it waits for its listeners, and is killed meanwhile.
+        'sed -i s,/xds.sock,/none.sock, "$2"; timeout -s KILL 1 "$REAL" "$@"; exit 9'
+    ),
+    "refuses the bootstrap": 'echo "what is this?" >&2; exit 9',
+}
+
+
+@pytest.mark.parametrize("how", FAILS)
+def test_a_failed_one_leaves_the_old_one_serving(node: Scene, how: str) -> None:
+    binary = script(node.folder / "binary", 'exec "$REAL" "$@"')
+    proxy = node.proxy(node.config(binary=binary))
+    first = proxy.start()
+    script(binary, FAILS[how])
+    with Droid(node.port) as old:
+        proxy.reload()
+        status = proxy.wait(lambda s: s.last_error != "", 30)
+        assert "the old Envoy goes on: the new Envoy" in status.last_error, status
+        assert (status.pid, status.failures, status.restarts) == (first.pid, 0, 0)
+        assert old.ask() == b"HALT"
+    with Droid(node.port) as new:
+        assert new.ask() == b"HALT"
+    script(binary, 'exec "$REAL" "$@" ')
+    proxy.reload()
+    status = proxy.wait(lambda s: s.epoch == 1, 30)
+    assert (status.state, status.last_error) == (ProxyState.RUNNING, ""), status
+
+
+def test_another_binary_takes_over_by_itself(node: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.proxy.supervisor.LOOK_EVERY", 0.2)
+    binary = script(node.folder / "binary", 'exec "$REAL" "$@"')
+    proxy = node.proxy(node.config(binary=binary))
+    proxy.start()
+    script(binary, 'exec "$REAL" "$@" # newer')
+    assert proxy.wait(lambda s: s.epoch == 1, 30).epoch == 1
+    assert node.told("proxy-outdated") == ["Envoy's binary changed"]
+    proxy.close()
+    again = node.proxy(node.config(binary=binary, log_level="info"))
+    assert again.wait(lambda s: s.epoch == 2, 30).epoch == 2
+    assert node.told("proxy-outdated")[1:] == ["Envoy's bootstrap changed"]
+
+
+def test_an_old_one_that_dies_early_takes_nobody_along(node: Scene) -> None:
+    """Envoy's own successor would fail when it tells the dead one to end."""
+    proxy = node.proxy()
+    first = proxy.start()
+    proxy.reload()
+    (draining,) = proxy.wait(lambda s: s.epoch == 1, 30).draining
+    os.kill(first.pid, signal.SIGKILL)
+    proxy.wait(lambda s: not s.draining, 10)
+    while time.time() < draining.ends + 1:
+        assert proxy.wait(lambda s: s.pid == 0, 0.2).epoch == 1
+    with Droid(node.port) as droid:
+        assert droid.ask() == b"HALT"
+
+
+def test_the_new_one_dies_while_the_old_one_drains(
+    node: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.proxy.supervisor.LOOK_EVERY", 0.2)
+    monkeypatch.setattr("node.proxy.generations.DRAIN_GRACE", 0.2)
+    proxy = node.proxy()
+    proxy.start()
+    with Droid(node.port) as old:
+        assert old.ask() == b"HALT"
+        proxy.reload()
+        second = proxy.wait(lambda s: s.epoch == 1, 30)
+        os.kill(second.pid, signal.SIGKILL)
+        third = proxy.wait(lambda s: s.pid not in (0, second.pid), 30)
+        assert (third.epoch, third.restarts) == (0, 1)
+        assert old.ask() == b"HALT"
+        with Droid(node.port) as new:
+            assert new.ask() == b"HALT"
+        assert len(third.draining) == 1
+        # Nobody but us ends it now.
+        assert proxy.wait(lambda s: not s.draining, 30).draining == ()
+
+
+def test_one_that_dies_when_it_has_just_taken_over(
+    node: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has seen it serve, but the old one accepts no connections any more."""
+    monkeypatch.setattr("node.proxy.supervisor.READY_EVERY", 5.0)
+    proxy = node.proxy()
+    proxy.start()
+    proxy.reload()
+    wait_for(lambda: len(with_bootstrap(proxy.places)) == 2, "the new one")
+    base, epoch = max(with_bootstrap(proxy.places))
+    admin = proxy.places.admin(base, epoch)
+    wait_for(lambda: admin.exists() and handover.taken_over(base), "the take-over")
+    (new,) = with_argument(os.fspath(proxy.places.bootstrap(base, epoch)))
+    assert proxy.status.epoch == 0
+    os.kill(new.pid, signal.SIGKILL)
+    new.close()
+    proxy.wait(lambda s: s.failures == 1, 10)
+    monkeypatch.setattr("node.proxy.supervisor.READY_EVERY", 0.05)
+    status = proxy.wait(lambda s: s.pid != 0 and s.restarts == 1, 30)
+    assert (status.epoch, len(status.draining)) == (0, 1), status
+    with Droid(node.port) as droid:
+        assert droid.ask() == b"HALT"
