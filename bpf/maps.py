@@ -8,7 +8,7 @@ neither the kernel nor bcc would say anything about a value of another size.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from bpf import schema, syscall
@@ -124,8 +124,10 @@ def _check(path: Path, found: Map, spec: MapSpec, size: int) -> None:
         raise PinMismatch(f"{path} is another map {named}: {has}, not {tuple(map(int, wants))}")
 
 
-def pressure(opened: Mapping[str, Map]) -> Iterator[tuple[str, int, int]]:
-    """(map, elements, room) of the maps that can be full."""
-    for name, found in opened.items():
-        if schema.MAPS[name].type not in (schema.MapType.ARRAY, schema.MapType.RINGBUF):
-            yield name, found.count(), found.info.max_entries
+def pressure(opened: Mapping[str, Map], known: Mapping[str, int]) -> dict[str, float]:
+    """How full the maps are that can be full. known: elements of maps that need no counting."""
+    return {
+        name: (known[name] if name in known else found.count()) / found.info.max_entries
+        for name, found in opened.items()
+        if schema.MAPS[name].type not in (schema.MapType.ARRAY, schema.MapType.RINGBUF)
+    }

@@ -250,6 +250,7 @@ class Config(IntEnum):
 class Flags(IntFlag):
     """What is told in the ring buffer beside drops (`Config.FLAGS`)."""
 
+    NONE = 0
     TRACE = 1
     POLICY_VERDICT = 2
 

@@ -108,6 +108,16 @@ def program_info(fd: int) -> ProgramInfo:
     return ProgramInfo(kind, number, raw[8:16].hex(), _text(raw[64:80]))
 
 
+def program_maps(fd: int) -> set[int]:
+    """The ids of the maps that the program `fd` uses (at most 64 are told)."""
+    ids = ctypes.create_string_buffer(4 * 64)
+    room = ctypes.create_string_buffer(80)
+    struct.pack_into("=IQ", room, 52, 64, _address(ids))
+    bpf(OBJ_INFO, struct.pack("=IIQ", fd, len(room), _address(room)))
+    (count,) = struct.unpack_from("=I", room, 52)
+    return set(struct.unpack_from(f"={min(count, 64)}I", ids))
+
+
 def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode(errors="replace")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,13 +82,22 @@ class Namespace:
 
 
 @pytest.fixture
-def namespace(privileged: None) -> Iterator[Namespace]:
+def namespaces(privileged: None) -> Iterator[Callable[[], Namespace]]:
+    """Makes network namespaces with loopback up."""
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        made.append(Namespace(f"bpftest-{os.getpid()}-{next(_numbers)}"))
+        run("ip", "netns", "add", made[-1].name)
+        made[-1].ip("link", "set", "lo", "up")
+        return made[-1]
+
+    yield make
+    for one in made:
+        subprocess.run(["ip", "netns", "del", one.name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def namespace(namespaces: Callable[[], Namespace]) -> Namespace:
     """A network namespace with loopback up."""
-    name = f"bpftest-{os.getpid()}-{next(_numbers)}"
-    run("ip", "netns", "add", name)
-    try:
-        made = Namespace(name)
-        made.ip("link", "set", "lo", "up")
-        yield made
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    return namespaces()

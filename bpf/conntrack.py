@@ -1,0 +1,91 @@
+"""Connections as the programs track them, read from the map."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bpf.ipcache import address_text
+from bpf.schema import CONNTRACK_KEY, CONNTRACK_VALUE, ConntrackFlags
+from bpf.syscall import Map
+
+_ORDER = sys.byteorder
+_EXPIRES = CONNTRACK_VALUE.offsets()["expires"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connection as one endpoint sees it. rx: to the endpoint, tx: from it.
+
+    expires: seconds from now; audit: passes only because of audit mode.
+    """
+
+    endpoint: int
+    protocol: int
+    own_port: int
+    peer: str
+    peer_port: int
+    own_identity: int
+    peer_identity: int
+    flags: ConntrackFlags
+    proxy_port: int
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    expires: float
+    epoch: int
+
+
+def connections(table: Map, now: int = 0) -> Iterator[Connection]:
+    """Those that have not expired. now: ns of the monotonic clock; 0: it is asked."""
+    now = now or time.monotonic_ns()
+    for key, value in table.items():
+        found = _connection(key, value, now)
+        if found.expires > 0:
+            yield found
+
+
+def _connection(key: bytes, value: bytes, now: int) -> Connection:
+    endpoint, protocol, _, own_port, peer_port, peer = CONNTRACK_KEY.unpack(key)
+    told = dict(zip(CONNTRACK_VALUE.fields, CONNTRACK_VALUE.unpack(value), strict=True))
+    return Connection(
+        endpoint=endpoint,
+        protocol=protocol,
+        own_port=own_port,
+        peer=address_text(peer),
+        peer_port=peer_port,
+        own_identity=told["own_identity"],
+        peer_identity=told["peer_identity"],
+        flags=ConntrackFlags(told["flags"]),
+        proxy_port=told["proxy_port"],
+        rx_packets=told["rx_packets"],
+        rx_bytes=told["rx_bytes"],
+        tx_packets=told["tx_packets"],
+        tx_bytes=told["tx_bytes"],
+        expires=(told["expires"] - now) / 1e9,
+        epoch=told["epoch"],
+    )
+
+
+def expire(table: Map, now: int = 0) -> int:
+    """Delete what has expired; how many. The programs take an expired entry for none."""
+    now = now or time.monotonic_ns()
+    return _delete(table, [key for key, value in table.items() if _expires(value) <= now])
+
+
+def forget(table: Map, endpoint: int) -> int:
+    """Delete every connection of an endpoint: its number may be another's next."""
+    raw = endpoint.to_bytes(2, _ORDER)
+    return _delete(table, [key for key, _ in table.items() if key[:2] == raw])
+
+
+def _delete(table: Map, keys: list[bytes]) -> int:
+    table.delete_many(keys)
+    return len(keys)
+
+
+def _expires(value: bytes) -> int:
+    return int.from_bytes(value[_EXPIRES : _EXPIRES + 8], _ORDER)

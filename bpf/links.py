@@ -1,0 +1,161 @@
+"""Endpoints' attachments: what the maps say of them, and the interface that each is.
+
+On the node an endpoint is the node's end of a routed veth. In a sidecar it is the endpoint's own
+interface, inside its network namespace, and the programs sit on it the other way round.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+from bpf import conntrack, tc
+from bpf.errors import BpfError
+from bpf.ipcache import address_bytes, address_text
+from bpf.memory import Memory
+from bpf.netns import within
+from bpf.schema import ENDPOINT, LINK, LINK_SIDECAR, U32
+from bpf.syscall import Map
+
+PROGRAMS = ("from_endpoint", "to_endpoint")
+
+LAST_NUMBER = 0xFFFF
+"""Of an endpoint: the connections' key has 16 bits for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One endpoint's attachment.
+
+    number: the endpoint's, 1 to 65,535; ifindex: the interface's, in the namespace where
+    the programs are; ipv4, ipv6: its addresses, empty: none; netns: the path of a
+    sidecar's network namespace, empty on the node.
+    """
+
+    number: int
+    ifindex: int
+    ipv4: str = ""
+    ipv6: str = ""
+    identity: int = 0
+    netns: str = ""
+
+    def check(self) -> None:
+        """Raises `BpfError` for what cannot be attached."""
+        if not 0 < self.number <= LAST_NUMBER:
+            raise BpfError(f"endpoint {self.number}: numbers are 1 to {LAST_NUMBER}")
+        if self.ifindex <= 0:
+            raise BpfError(f"endpoint {self.number}: {self.ifindex} is no interface")
+        for text, size, zeros in ((self.ipv4, "IPv4", False), (self.ipv6, "IPv6", True)):
+            raw = address_bytes(text)
+            if text and (raw[:12] != bytes(10) + b"\xff\xff") is not zeros:
+                raise BpfError(f"endpoint {self.number}: {text} is not an {size} address")
+
+    @property
+    def addresses(self) -> list[bytes]:
+        """Its addresses in the maps' form."""
+        return [address_bytes(text) for text in (self.ipv4, self.ipv6) if text]
+
+    @property
+    def key(self) -> bytes:
+        """Its key in the map `links`."""
+        return U32.pack(LINK_SIDECAR | self.number if self.netns else self.ifindex)
+
+
+def read(maps: dict[str, Map], memory: Memory) -> dict[int, tuple[Link, int]]:
+    """The links that are in the maps, with the slot of each one's policy."""
+    endpoints = {
+        U32.unpack(key)[0]: ENDPOINT.unpack(value) for key, value in maps["endpoints"].items()
+    }
+    paths = {n: at.path for at in memory.namespaces.values() for n in at.sidecars}
+    found = {}
+    for key, value in maps["links"].items():
+        number, _, ipv4, ipv6 = LINK.unpack(value)
+        if number not in endpoints:
+            continue
+        identity, slot, _, ifindex = endpoints[number]
+        sidecar = U32.unpack(key)[0] & LINK_SIDECAR
+        netns = paths.get(number, "gone") if sidecar else ""
+        link = Link(number, ifindex, address_text(ipv4), address_text(ipv6), identity, netns)
+        found[number] = (link, slot)
+    return found
+
+
+def write(maps: dict[str, Map], link: Link, slot: int) -> None:
+    """Put a link into the maps; the endpoint before what leads to it."""
+    write_endpoint(maps, link, slot)
+    number = U32.pack(link.number)
+    value = LINK.pack(link.number, 0, address_bytes(link.ipv4), address_bytes(link.ipv6))
+    try:
+        if not link.netns:
+            for address in link.addresses:
+                maps["addresses"].set(address, number)
+        maps["links"].set(link.key, value)
+    except OSError as error:
+        raise _full(link, error) from error
+
+
+def write_endpoint(maps: dict[str, Map], link: Link, slot: int) -> None:
+    """An endpoint's identity and policy: one step."""
+    value = ENDPOINT.pack(link.identity, slot, 0, link.ifindex)
+    try:
+        maps["endpoints"].set(U32.pack(link.number), value)
+    except OSError as error:
+        raise _full(link, error) from error
+
+
+def _full(link: Link, error: OSError) -> BpfError:
+    more = "; there are too many endpoints" if error.errno == errno.E2BIG else ""
+    return BpfError(f"endpoint {link.number} does not fit into the maps: {error.strerror}{more}")
+
+
+def erase(maps: dict[str, Map], link: Link, kept: Link | None = None) -> None:
+    """Take a link out of the maps, but for what is `kept`'s too."""
+    if kept is None or kept.key != link.key:
+        maps["links"].delete(link.key)
+    left = kept.addresses if kept is not None and not kept.netns else []
+    for address in link.addresses:
+        # Another endpoint may have taken the address over.
+        if address not in left and maps["addresses"].get(address) == U32.pack(link.number):
+            maps["addresses"].delete(address)
+    if kept is None:
+        maps["endpoints"].delete(U32.pack(link.number))
+        conntrack.forget(maps["conntrack"], link.number)
+
+
+def check_interface(link: Link, netns: str) -> None:
+    """Raises `BpfError` unless the interface is in `netns` and its packets are routed."""
+
+    def action() -> None:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        with IPRoute() as route:
+            try:
+                (found,) = route.get_links(link.ifindex)
+                master = found.get_attr("IFLA_MASTER")
+                kind = _kind(route.get_links(master)[0]) if master else ""
+            except NetlinkError as error:
+                raise tc.InterfaceGone(
+                    f"endpoint {link.number}: there is no interface {link.ifindex}"
+                ) from error
+        if kind == "bridge":
+            name = found.get_attr("IFLA_IFNAME")
+            raise BpfError(
+                f"endpoint {link.number}: {name} is a port of a bridge, whose packets are not "
+                "routed: give the endpoint a veth of its own with a route to its address"
+            )
+
+    within(netns, action)
+
+
+def _kind(interface: Any) -> str:
+    info = interface.get_attr("IFLA_LINKINFO")
+    return str(info.get_attr("IFLA_INFO_KIND")) if info is not None else ""
+
+
+def attach(link: Link, programs: tuple[int, int], name: str, netns: str) -> None:
+    """Put the programs (from_endpoint, to_endpoint) in their places, for those that are there."""
+    hooks = (tc.Hook.EGRESS, tc.Hook.INGRESS) if link.netns else (tc.Hook.INGRESS, tc.Hook.EGRESS)
+    for hook, fd, program in zip(hooks, programs, PROGRAMS, strict=True):
+        tc.attach(link.ifindex, hook, fd, f"{program}/{name}", netns)
