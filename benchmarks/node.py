@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf.datapath import Datapath, DatapathConfig, Link, PolicyEntry
-
 from benchmarks.tools import compile_tool, cpu_ns
+from bpf.datapath import Datapath, DatapathConfig, Link, PolicyEntry
 from demos.namespaces import NODE_IPV4, Endpoint, Lab
 from node.envoy import find_envoy
 
