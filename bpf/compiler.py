@@ -170,6 +170,7 @@ def load(
     kind: int = SCHED_CLS,
     constants: Mapping[str, int] | None = None,
     attach_type: int = 0,
+    attach_to: int = 0,
 ) -> int:
     """The descriptor of one of the functions as a program in the kernel.
 
@@ -179,7 +180,7 @@ def load(
         raise BpfError(f"there is no function {name!r}: {', '.join(sorted(functions))}")
     code = linked(functions[name], maps, constants or {})
     try:
-        return syscall.load_program(kind, code, re.sub(r"\W", "_", name), attach_type)
+        return syscall.load_program(kind, code, re.sub(r"\W", "_", name), attach_type, attach_to)
     except syscall.VerifierError as error:
         raise CompileError(f"the kernel refuses the program {name}: {error}", error.log) from error
     except OSError as error:

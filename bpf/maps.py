@@ -45,15 +45,17 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
             raise BpfError(f"events: {size} bytes is not a power of two of at least a page")
 
 
-def open_maps(where: Path, sizes: Mapping[str, int]) -> dict[str, Map]:
-    """Every map, taken over from its pin or made and pinned.
+def open_maps(
+    where: Path, sizes: Mapping[str, int], specs: Mapping[str, MapSpec] = schema.MAPS
+) -> dict[str, Map]:
+    """Every map of `specs`, taken over from its pin or made and pinned.
 
     Raises `PinMismatch`, and `BpfError` if the kernel refuses to make one.
     """
     opened: dict[str, Map] = {}
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, spec in schema.MAPS.items():
+        for name, spec in specs.items():
             opened[name] = _open(where / name, name, spec, sizes.get(name, spec.size))
     except OSError as error:
         close_maps(opened)

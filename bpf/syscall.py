@@ -123,7 +123,12 @@ def _text(raw: bytes) -> str:
 
 
 def load_program(
-    kind: int, instructions: bytes, name: str, attach_type: int = 0, log: bool = False
+    kind: int,
+    instructions: bytes,
+    name: str,
+    attach_type: int = 0,
+    attach_to: int = 0,
+    log: bool = False,
 ) -> int:
     """The descriptor of a program that the verifier has taken.
 
@@ -133,7 +138,7 @@ def load_program(
     licence = ctypes.create_string_buffer(b"GPL")
     room = ctypes.create_string_buffer(LOG_BYTES if log else 1)
     attributes = struct.pack(
-        "=IIQQIIQII16sII",
+        "=IIQQIIQII16sII36xI",
         kind,
         len(instructions) // 8,
         _address(code),
@@ -146,13 +151,14 @@ def load_program(
         name.encode()[:15],
         0,
         attach_type,
+        attach_to,
     )
     try:
         return bpf(PROG_LOAD, attributes)
     except OSError as error:
         if log:
             raise VerifierError(error.errno or 0, _text(room.raw)) from error
-    return load_program(kind, instructions, name, attach_type, log=True)
+    return load_program(kind, instructions, name, attach_type, attach_to, log=True)
 
 
 class VerifierError(OSError):

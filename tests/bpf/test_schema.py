@@ -23,12 +23,12 @@ ELSEWHERE = re.compile("VERDICT_")
 """Numbers of C that are not the schema's."""
 
 
-def from_c(expressions: dict[str, str], folder: Path) -> dict[str, int]:
-    """What the machine's C compiler makes of integer expressions over common.h."""
+def from_c(expressions: dict[str, str], folder: Path, header: str = "common.h") -> dict[str, int]:
+    """What the machine's C compiler makes of integer expressions over one of our headers."""
     lines = "".join(f'printf("{k} %lld\\n", (long long)({v}));' for k, v in expressions.items())
     source = folder / "ask.c"
     source.write_text(
-        f'#include <stddef.h>\n#include <stdio.h>\n#include "common.h"\nint main(){{{lines}}}\n'
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "{header}"\nint main(){{{lines}}}\n'
     )
     program = folder / "ask"
     subprocess.run(["gcc", f"-I{PROGRAMS}", "-o", str(program), str(source)], check=True)
