@@ -33,6 +33,7 @@ ELSEWHERE = {
         "tests/proxylib/accesslog/test_server.py",
         "the server's socket",
     ),
+    "bpf/selftest_worker.py": ("tests/bpf/test_selftest.py", "a program that it starts"),
     "bpf/bcc_worker.py": ("tests/bpf/test_compiler.py", "runs only in the compiler's process"),
     "bpf/links.py": ("tests/bpf/test_datapath.py", "what a data path is made of"),
     "bpf/places.py": ("tests/bpf/test_datapath.py", "what a data path is made of"),
