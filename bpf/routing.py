@@ -26,6 +26,9 @@ NODE = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
     "net/ipv4/conf/all/rp_filter": "0",
+    # Packets from outside for the proxy's sockets are forwarded to the endpoint, where they are
+    # judged; the kernel drops what it forwards and has found a socket for already (IPv6, too).
+    "net/ipv4/ip_early_demux": "0",
 }
 SIDECAR = {"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/lo/rp_filter": "0"}
 LINK = {"net/ipv4/conf/{%d}/rp_filter": "0", "net/ipv4/conf/{%d}/accept_local": "1"}

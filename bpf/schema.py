@@ -135,7 +135,14 @@ FRAGMENT_KEY = Layout(
     "addr source",
     "addr destination",
 )
-FRAGMENT_VALUE = Layout("fragment_value", "be16 source_port", "be16 destination_port")
+FRAGMENT_VALUE = Layout(
+    "fragment_value",
+    "be16 source_port",
+    "be16 destination_port",
+    "u8 icmp_type",
+    "u8 pad",
+    "u16 pad2",
+)
 COUNTER_KEY = Layout("counter_key", "u32 endpoint", "u8 direction", "u8 reason", "u16 pad")
 COUNTER_VALUE = Layout("counter_value", "u64 packets", "u64 bytes")
 EVENT = Layout(

@@ -124,6 +124,9 @@ struct fragment_key {
 struct fragment_value {
 	be16 source_port;
 	be16 destination_port;
+	u8 icmp_type;
+	u8 pad;
+	u16 pad2;
 };
 
 struct counter_key {
@@ -159,8 +162,8 @@ struct event {
 	u32 length; /* of the packet, with its Ethernet header */
 	struct addr source;
 	struct addr destination;
-	be16 source_port; /* for ICMP: 0, and the type in host order as the destination's */
-	be16 destination_port;
+	be16 source_port;
+	be16 destination_port; /* for ICMP, the type */
 	be16 proxy_port;
 	u16 pad;
 	u32 pad2;

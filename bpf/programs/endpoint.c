@@ -1,0 +1,377 @@
+/* The two programs of an endpoint: every packet from it and to it is judged here.
+ *
+ * On the node they sit at the node's end of the endpoint's veth: what comes in there is *from*
+ * the endpoint, what goes out there is *to* it. Compiled with SIDECAR_ENDPOINT, its number, they
+ * sit on the endpoint's own interface inside its network namespace, the other way round.
+ *
+ * A packet is dropped with a reason, goes on, or goes to the proxy: a socket in the same
+ * network namespace that accepts connections to any address. The proxy connects to the server
+ * from the client's own address; the packets of both of its sides are told by their marks, and
+ * what comes back to them by their sockets. So nothing of the proxy's is redirected again.
+ */
+#include "proxy.h"
+
+#define NOT_RELATED -1
+
+/* Neighbour and multicast listener discovery, which is between the endpoint and the node. */
+static __always_inline bool is_discovery(const struct packet *packet)
+{
+	return packet->ipv6 && is_icmp(packet) &&
+	       ((packet->icmp_type >= MLD_QUERY && packet->icmp_type <= NDP_REDIRECT) ||
+		packet->icmp_type == MLD2_REPORT);
+}
+
+static __always_inline bool is_link_local(const struct addr *address)
+{
+	return address->bytes[0] == 0xfe && (address->bytes[1] & 0xc0) == 0x80;
+}
+
+static __always_inline bool is_unspecified(const struct addr *address)
+{
+	return !address->words[0] && !address->words[1] && !address->words[2] &&
+	       !address->words[3];
+}
+
+/* What nobody has forwarded passes; an endpoint is no router. */
+static __always_inline int check_discovery(const struct packet *packet, u8 direction,
+					   const struct link_value *link)
+{
+	u8 type = packet->icmp_type;
+	bool neighbour = type >= NDP_ROUTER_SOLICITATION && type <= NDP_REDIRECT;
+
+	if (packet->fragment != WHOLE || (neighbour && packet->hop_limit != 255) ||
+	    (!neighbour && packet->destination.bytes[0] != 0xff))
+		return REASON_ICMPV6_FORBIDDEN;
+	if (direction == INGRESS)
+		return REASON_FORWARDED;
+	if (type == MLD_QUERY || type == NDP_ROUTER_ADVERTISEMENT || type == NDP_REDIRECT)
+		return REASON_ICMPV6_FORBIDDEN;
+	if (is_link_local(&packet->source) || is_unspecified(&packet->source) ||
+	    same_address(&packet->source, &link->ipv6))
+		return REASON_FORWARDED;
+	return REASON_INVALID_SOURCE;
+}
+
+/* Its own side's address must be the endpoint's: nobody speaks, or is spoken to, as another. */
+static __always_inline int check_address(const struct packet *packet, u8 direction,
+					 const struct link_value *link)
+{
+	const struct addr *own = direction == EGRESS ? &packet->source : &packet->destination;
+	const struct addr *given = packet->ipv6 ? &link->ipv6 : &link->ipv4;
+
+	if (same_address(own, given) && !is_unspecified(own))
+		return 0;
+	return direction == EGRESS ? REASON_INVALID_SOURCE : REASON_UNKNOWN_TARGET;
+}
+
+static __always_inline bool is_icmp_error(const struct packet *packet)
+{
+	u8 type = packet->icmp_type;
+
+	if (packet->ipv6)
+		return type && type <= ICMPV6_LAST_ERROR;
+	return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED ||
+	       type == ICMP_PARAMETER_PROBLEM;
+}
+
+/* The packet that an ICMP error quotes; false if it cannot be told which it was. */
+static __always_inline bool parse_quoted(struct __sk_buff *skb, const struct packet *packet,
+					 struct packet *quoted)
+{
+	u32 offset = packet->l4 + 8;
+	struct { be16 first; be16 second; be16 id; be16 last; } l4;
+
+	if (packet->ipv6) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) < 0)
+			return false;
+		offset += sizeof(ip);
+		quoted->ipv6 = 1;
+		quoted->protocol = ip.nexthdr;
+		__builtin_memcpy(&quoted->source, &ip.saddr, sizeof(quoted->source));
+		__builtin_memcpy(&quoted->destination, &ip.daddr, sizeof(quoted->destination));
+	} else {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) < 0 ||
+		    (ip.frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET)))
+			return false;
+		offset += ip.ihl * 4;
+		quoted->protocol = ip.protocol;
+		ipv4_address(&quoted->source, ip.saddr);
+		ipv4_address(&quoted->destination, ip.daddr);
+	}
+	if (bpf_skb_load_bytes(skb, offset, &l4, sizeof(l4)) < 0)
+		return false;
+	if (has_ports(quoted->protocol)) {
+		quoted->source_port = l4.first;
+		quoted->destination_port = l4.second;
+		return true;
+	}
+	quoted->icmp_type = bpf_ntohs(l4.first) >> 8;
+	quoted->source_port = l4.id;
+	return is_icmp(quoted) && asks_for_echo(quoted);
+}
+
+/* An ICMP error about a connection that is allowed belongs to it. */
+static __always_inline int related(struct __sk_buff *skb, const struct packet *packet,
+				   u32 endpoint, u8 direction, u64 now)
+{
+	struct packet quoted = {}, back;
+	struct conntrack_value *entry;
+	struct conntrack_key key;
+
+	if (!parse_quoted(skb, packet, &quoted))
+		return NOT_RELATED;
+	/* Only to the one who sent what is quoted, and from the endpoint only about what came. */
+	if (!same_address(&quoted.source, &packet->destination) ||
+	    (direction == EGRESS && !same_address(&quoted.destination, &packet->source)))
+		return NOT_RELATED;
+	key = conntrack_key(&quoted, endpoint, direction == EGRESS ? INGRESS : EGRESS);
+	entry = conntrack_find(&key, now);
+	if (entry && ((entry->flags & CT_UPSTREAM) || entry->epoch == (u32)config(CONFIG_EPOCH))) {
+		if (!(entry->flags & CT_PROXIED))
+			return REASON_FORWARDED;
+		return to_proxy(skb, packet, direction, entry->peer_identity, 0);
+	}
+	if (direction == EGRESS)
+		return NOT_RELATED;
+	/* The proxy sent it, from the endpoint's address. */
+	back = quoted;
+	back.source = quoted.destination;
+	back.destination = quoted.source;
+	back.source_port = quoted.destination_port;
+	back.destination_port = quoted.source_port;
+	if (packet_owner(skb, &back) != OWNER_UPSTREAM)
+		return NOT_RELATED;
+	return to_proxy(skb, packet, direction, IDENTITY_WORLD, 0);
+}
+
+/* Sent back from the egress hook, where it was judged: it is for the proxy. */
+static __always_inline int arrive(struct __sk_buff *skb, const struct packet *packet,
+				  u32 endpoint, u8 direction, u64 now)
+{
+	struct conntrack_key key = conntrack_key(packet, endpoint, direction);
+	struct conntrack_value *entry = conntrack_find(&key, now);
+	be16 port = 0;
+
+	if (entry && !is_reply(entry, direction))
+		port = entry->proxy_port;
+	/* Its Ethernet address is the endpoint's, not this machine's. */
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return give_to_proxy(skb, packet, port);
+}
+
+/* A connection that the proxy makes, as its mark says. */
+static __always_inline int make_upstream(struct __sk_buff *skb, const struct packet *packet,
+					 const struct conntrack_key *key, u8 direction,
+					 u32 epoch, u64 now)
+{
+	struct judgement judgement = { .peer_identity = identity_of(&key->peer) };
+	u32 number = key->endpoint;
+	struct endpoint_value *endpoint = endpoint_lookup(&number);
+	u16 flags = CT_PROXIED | CT_UPSTREAM | (direction == INGRESS ? CT_FROM_PEER : 0);
+
+	if (endpoint)
+		judgement.own_identity = endpoint->identity;
+	return conntrack_make(skb, packet, key, &judgement, flags, direction, epoch, now);
+}
+
+/* The first packet of a connection, or the first that is seen of it: judged in its direction. */
+static __always_inline int begin(struct __sk_buff *skb, const struct packet *packet,
+				 const struct conntrack_key *key, u8 direction, bool known,
+				 u32 epoch, u64 now)
+{
+	struct question question = {
+		.endpoint = key->endpoint,
+		.direction = direction,
+		.protocol = key->protocol,
+		.port = direction == EGRESS ? key->peer_port : key->own_port,
+	};
+	struct judgement judgement = {};
+	u16 flags = direction == INGRESS ? CT_FROM_PEER : 0;
+	enum owner owner = OWNER_OTHER;
+	int reason;
+
+	/* What the proxy has a socket for is its own, be the entry lost or never made. */
+	if (!known && packet->fragment == WHOLE) {
+		owner = packet_owner(skb, packet);
+		if (owner == OWNER_UPSTREAM)
+			return to_proxy(skb, packet, direction, identity_of(&key->peer), 0);
+	}
+	if (is_icmp(packet))
+		question.port = bpf_htons(packet->icmp_type);
+	reason = judge(skb, packet, &key->peer, &question, &judgement);
+	if (reason)
+		return reason;
+	if (is_icmp(packet) && !asks_for_echo(packet))
+		return REASON_FORWARDED;
+	if (judgement.audit)
+		flags |= CT_AUDIT;
+	if (judgement.redirect || owner == OWNER_LISTENER)
+		flags |= CT_PROXIED;
+	reason = conntrack_make(skb, packet, key, &judgement, flags, direction, epoch, now);
+	if (reason || !(flags & CT_PROXIED))
+		return reason;
+	return to_proxy(skb, packet, direction,
+			direction == EGRESS ? judgement.own_identity : judgement.peer_identity,
+			judgement.proxy_port);
+}
+
+/* Something has changed since the connection was judged: is it still allowed? */
+static __always_inline int judge_again(struct __sk_buff *skb, const struct packet *packet,
+				       const struct conntrack_key *key,
+				       struct conntrack_value *entry, u8 direction, u32 epoch)
+{
+	bool from_peer = entry->flags & CT_FROM_PEER;
+	struct question question = {
+		.endpoint = key->endpoint,
+		.direction = from_peer ? INGRESS : EGRESS,
+		.protocol = key->protocol,
+		.port = from_peer ? key->own_port : key->peer_port,
+	};
+	struct judgement judgement = {};
+	u16 flags = entry->flags & ~CT_AUDIT;
+	int reason;
+
+	if (is_icmp(packet))
+		question.port = bpf_htons(packet->ipv6 ? ICMPV6_ECHO_ASKS : ICMP_ECHO_REQUEST);
+	reason = judge(skb, packet, &key->peer, &question, &judgement);
+	if (reason)
+		return reason;
+	if (judgement.redirect) {
+		/* The rest of a stream is nothing for a proxy; a datagram is. */
+		if (!(flags & CT_PROXIED) &&
+		    (packet->protocol != IPPROTO_UDP || is_reply(entry, direction)))
+			return REASON_PROXY_NEEDED;
+		flags |= CT_PROXIED;
+		entry->proxy_port = judgement.proxy_port;
+	}
+	if (judgement.audit)
+		flags |= CT_AUDIT;
+	entry->flags = flags;
+	entry->own_identity = judgement.own_identity;
+	entry->peer_identity = judgement.peer_identity;
+	entry->epoch = epoch;
+	return 0;
+}
+
+/* What becomes of a packet: REASON_FORWARDED, REASON_TO_PROXY, or the reason of its drop.
+ * direction: the packet's, seen from the endpoint; a constant of each program. */
+static __always_inline int handle(struct __sk_buff *skb, const struct packet *packet,
+				  const struct link_value *link, u8 direction)
+{
+	struct conntrack_value *entry = 0;
+	struct conntrack_key key;
+	u64 now = bpf_ktime_get_coarse_ns();
+	u32 epoch = config(CONFIG_EPOCH), from_proxy = 0;
+	bool opening = is_opening(packet);
+	int reason;
+
+	if (is_discovery(packet))
+		return check_discovery(packet, direction, link);
+	reason = check_address(packet, direction, link);
+	if (reason)
+		return reason;
+	if (is_icmp(packet) && is_icmp_error(packet) && packet->fragment == WHOLE) {
+		reason = related(skb, packet, link->endpoint, direction, now);
+		if (reason != NOT_RELATED)
+			return reason;
+	}
+	key = conntrack_key(packet, link->endpoint, direction);
+	if (!is_icmp(packet) || asks_for_echo(packet) || answers_echo(packet))
+		entry = conntrack_find(&key, now);
+	if (direction != INGRESS_HOOK)
+		from_proxy = skb->mark & MARK_MASK;
+	if (from_proxy == MARK_FROM_UPSTREAM) {
+		if (!entry || (opening && !(entry->flags & CT_PROXIED)))
+			return make_upstream(skb, packet, &key, direction, epoch, now);
+	} else if (from_proxy == MARK_FROM_LISTENER) {
+		if (!entry)
+			return REASON_FORWARDED;
+	} else {
+		from_proxy = 0;
+		if (!entry)
+			return begin(skb, packet, &key, direction, opening, epoch, now);
+		/* A connection anew; or what the proxy made, but it is not the proxy's packet. */
+		if (opening || ((entry->flags & CT_UPSTREAM) && !is_reply(entry, direction)))
+			return begin(skb, packet, &key, direction, true, epoch, now);
+	}
+	if (entry->epoch != epoch && !(entry->flags & CT_UPSTREAM)) {
+		reason = judge_again(skb, packet, &key, entry, direction, epoch);
+		if (reason)
+			return reason;
+	}
+	conntrack_see(skb, packet, &key, entry, direction, now);
+	if (from_proxy || !(entry->flags & CT_PROXIED))
+		return REASON_FORWARDED;
+	return to_proxy(skb, packet, direction,
+			direction == EGRESS ? entry->own_identity : entry->peer_identity,
+			is_reply(entry, direction) ? 0 : entry->proxy_port);
+}
+
+static __always_inline void tell_drop(struct __sk_buff *skb, const struct packet *packet,
+				      u32 endpoint, u8 direction, u8 reason)
+{
+	struct event *event = event_begin(skb, packet, EVENT_DROP, direction, endpoint);
+	struct endpoint_value *own;
+	u32 peer = 0;
+
+	if (!event)
+		return;
+	event->reason = reason;
+	if (packet->l4)
+		peer = identity_of(direction == EGRESS ? &packet->destination : &packet->source);
+	own = endpoint_lookup(&endpoint);
+	event_identities(event, direction, own ? own->identity : 0, peer);
+	event_end(event);
+}
+
+static __always_inline int run(struct __sk_buff *skb, u8 direction)
+{
+#ifdef SIDECAR_ENDPOINT
+	u32 where = LINK_SIDECAR | (u32)(SIDECAR_ENDPOINT);
+#else
+	u32 where = skb->ifindex;
+#endif
+	struct link_value *link = link_lookup(&where);
+	bool arrived = direction == INGRESS_HOOK && (skb->mark & MARK_MASK) == MARK_TO_PROXY;
+	struct packet packet = {};
+	int reason = REASON_NO_ENDPOINT;
+	u32 endpoint = 0;
+
+	if (link) {
+		endpoint = link->endpoint;
+		reason = parse(skb, &packet, endpoint);
+		if (reason == PARSED_ARP)
+			reason = REASON_FORWARDED;
+		else if (!reason && arrived)
+			reason = arrive(skb, &packet, endpoint,
+					direction == EGRESS ? INGRESS : EGRESS,
+					bpf_ktime_get_coarse_ns());
+		else if (!reason)
+			reason = handle(skb, &packet, link, direction);
+	}
+	/* It was counted when it was sent back here. */
+	if (arrived && reason == REASON_TO_PROXY)
+		return TC_ACT_OK;
+	count(endpoint, direction, reason, skb->len);
+	if (reason == REASON_FORWARDED)
+		return TC_ACT_OK;
+	if (reason == REASON_TO_PROXY)
+		return direction == INGRESS_HOOK ? TC_ACT_OK :
+						   bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+	tell_drop(skb, &packet, endpoint, direction, reason);
+	return TC_ACT_SHOT;
+}
+
+int from_endpoint(struct __sk_buff *skb)
+{
+	return run(skb, EGRESS);
+}
+
+int to_endpoint(struct __sk_buff *skb)
+{
+	return run(skb, INGRESS);
+}
