@@ -33,7 +33,11 @@ setup(
     packages=find_packages(include=["bpf*", "proxylib*", "parsers*", "xds*", "node*"]),
     package_data={
         "bpf": ["programs/*.c", "programs/*.h"],
-        "node": ["kit/templates/**/*.in", "kit/templates/**/.github/**/*.in"],
+        "node": [
+            "kit/templates/**/*.in",
+            "kit/templates/**/.github/**/*.in",
+            "systemd/proxylib.service.in",
+        ],
         "parsers": ["kafka/*.txt", "redis/*.txt"],
         "proxylib": ["proto/*.proto", "proto/*.pyi", "native/*.c", "native/*.h", "py.typed"],
         "xds": ["proto/*.proto", "proto/*.pyi"],

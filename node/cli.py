@@ -79,6 +79,7 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
         "metrics": ("node.commands.metrics", "The agent's counters."),
         "status": ("node.commands.status", "How the agent and its parts are."),
         "gen-config": ("node.commands.gen_config", "Print an Envoy configuration to read."),
+        "gen-unit": ("node.commands.gen_unit", "Print a systemd unit for the agent."),
         "lib-path": ("node.commands.lib_path", "Print where the shared library is."),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

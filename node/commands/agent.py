@@ -14,6 +14,7 @@ import click
 
 from node.console import Console
 from node.stopping import MAX_WAIT, Stopped, stop_on_signals
+from node.systemd.notify import Notifier
 from proxylib.errors import ProxylibError
 
 _PATH = click.Path(path_type=Path)
@@ -115,10 +116,13 @@ def command(
     if check_config:
         click.echo(json.dumps(settings.settings(), indent=2))
         return
-    with suppress(Stopped), stop_on_signals(), run(settings) as node:
+    manager = Notifier()
+    with suppress(Stopped), stop_on_signals(), run(settings) as node, manager.serving():
+        text = f"ready at {settings.api_path}, revision {node.repository.state.revision}"
+        manager.status(text)
         console.event(
             "ready",
-            f"ready at {settings.api_path}, revision {node.repository.state.revision}",
+            text,
             {"socket": str(settings.api_path), "revision": node.repository.state.revision},
             "good",
         )
@@ -131,6 +135,7 @@ def command(
                 if str(error) != said:
                     said = str(error)
                     console.event("redirects", said, {}, "error")
+            manager.alive()
     console.event("stopped", "stopped", {"exit_status": 0})
 
 
