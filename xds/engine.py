@@ -203,9 +203,13 @@ class Engine:
     def endpoint_at(self, address: str) -> int:
         """The number of the endpoint that has an address; 0 if none has.
 
-        This and `labels_of` are one look into a dict: they never wait for a change.
+        This and the next two are one look into a dict: they never wait for a change.
         """
         return self._roster.owner(address)
+
+    def identity_of(self, endpoint: int) -> int:
+        """The identity of an endpoint; 0 if there is no such endpoint."""
+        return self._roster.identities.get(endpoint, 0)
 
     def labels_of(self, identity: int) -> LabelSet | None:
         """The labels of an identity; None if peers cannot mean it."""

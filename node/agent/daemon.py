@@ -96,7 +96,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
         monitor = Hub()
-        ends = Ends(control.engine.endpoint_at, control.engine.labels_of)
+        ends = Ends(control.engine)
         decisions = stack.enter_context(
             Decisions(
                 config.access_log_path, registry, group=group, show=partial(show, monitor, ends)

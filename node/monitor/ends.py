@@ -6,11 +6,11 @@ stand behind a change of policies that takes a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TypedDict
 
 from node.agent.documents import show_label
+from xds.engine import Engine
 from xds.labels import LabelSet
 
 UNKNOWN = ("reserved:unknown",)
@@ -27,27 +27,22 @@ class End(TypedDict):
 
 
 class Ends:
-    """Says who has an address.
+    """Says who has an address, as an engine knows it."""
 
-    endpoint_at: the number of the endpoint of an address, 0 for none. labels_of: those of an
-    identity; None if nobody has it.
-    """
-
-    def __init__(
-        self,
-        endpoint_at: Callable[[str], int],
-        labels_of: Callable[[int], LabelSet | None],
-    ) -> None:
-        self._endpoint_at = endpoint_at
-        self._labels_of = labels_of
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     def endpoint(self, address: str) -> int:
         """The endpoint that has an address, given with a port (``[fd00::1]:80``) or without."""
-        return self._endpoint_at(host_of(address))
+        return self._engine.endpoint_at(host_of(address))
+
+    def identity(self, endpoint: int) -> int:
+        """The identity of an endpoint; 0 for endpoint 0, and for one that has gone."""
+        return self._engine.identity_of(endpoint)
 
     def labels(self, identity: int) -> tuple[str, ...]:
         """The labels of an identity as text, sorted."""
-        labels = self._labels_of(identity)
+        labels = self._engine.labels_of(identity)
         return UNKNOWN if labels is None else _texts(labels)
 
     def end(self, address: str, endpoint: int, identity: int) -> End:

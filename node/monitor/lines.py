@@ -18,6 +18,7 @@ OBJECTS = ("file", "keys", "query_table", "topic", "channels")
 """Fields that say what a request is about: shown by their values alone, as operations are."""
 
 _ROLES = {"Forwarded": "allowed", "Denied": "denied", "Error": "denied", "Audit": "warning"}
+_ACTIONS = {"allow": "allowed", "redirect": "allowed", "deny": "denied", "audit": "warning"}
 _ARROWS = {"ingress": "<-", "egress": "->"}
 
 Entry = Mapping[str, Any]
@@ -91,6 +92,43 @@ def _generic(fields: Entry) -> Iterator[str]:
 _SAID: Mapping[str, Callable[[Entry], Iterator[str]]] = {"http": _http, "kafka": _kafka}
 
 
+def _drop(entry: Entry, verbose: int, paint: Paint) -> str:
+    head = paint(f"xx drop ({safe(entry['reason'])})", "denied")
+    return (
+        f"{head} flow {entry['flow']} to endpoint {entry['destination']['endpoint']}, "
+        f"{_packet(entry, verbose)}"
+    )
+
+
+def _trace(entry: Entry, verbose: int, paint: Paint) -> str:
+    arrow = "->" if entry["direction"] == "ingress" else "<-"
+    by = f"proxy port {entry['proxy_port']} " if entry["proxy_port"] else ""
+    audit = "audit " if entry["audit"] else ""
+    return (
+        f"{arrow} endpoint {entry['endpoint']} flow {entry['flow']} state "
+        f"{safe(entry['state'])} {by}{audit}ifindex {entry['ifindex']}, {_packet(entry, verbose)}"
+    )
+
+
+def _verdict(entry: Entry, verbose: int, paint: Paint) -> str:
+    remote = entry["source" if entry["direction"] == "ingress" else "destination"]
+    action = safe(entry["action"])
+    by = f" to proxy port {entry['proxy_port']}" if entry["proxy_port"] else ""
+    return (
+        f"Policy verdict log: flow {entry['flow']} local EP ID {entry['endpoint']}, "
+        f"remote ID {remote['identity']}, proto {entry['protocol']}, {entry['direction']}, "
+        f"action {paint(action, _ACTIONS.get(action, 'dim'))}{by}, {_packet(entry, verbose)}"
+    )
+
+
+def _packet(entry: Entry, verbose: int) -> str:
+    """``identity 5371->34796: 10.0.0.1:4242 -> 10.0.0.2:80 tcp SYN``."""
+    ends = ""
+    if verbose:
+        ends = f", from {_end(entry['source'], verbose)} to {_end(entry['destination'], verbose)}"
+    return f"{_identities(entry)}{ends}: {safe(entry['summary'])}"
+
+
 def _lost(entry: Entry, verbose: int, paint: Paint) -> str:
     where = {
         "monitor": "this monitor was too slow for them",
@@ -107,6 +145,9 @@ def _end_of_stream(entry: Entry, verbose: int, paint: Paint) -> str:
 
 _WRITERS: Mapping[str, Callable[[Entry, int, Paint], str]] = {
     "l7": _l7,
+    "drop": _drop,
+    "trace": _trace,
+    "policy-verdict": _verdict,
     "lost": _lost,
     "end": _end_of_stream,
 }

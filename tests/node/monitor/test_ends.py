@@ -29,13 +29,14 @@ def test_host_of(address: str, host: str) -> None:
 
 def test_ends_are_as_they_are_now() -> None:
     engine = Engine()
-    ends = Ends(engine.endpoint_at, engine.labels_of)
+    ends = Ends(engine)
     assert ends.endpoint("10.0.0.1:80") == 0
     assert ends.labels(256) == UNKNOWN
     assert ends.labels(2) == ("reserved:world",)
     labels = label_set(map(parse_label, ("k8s:b=2", "k8s:a=1", "k8s:alone")))
     engine.change(Change(endpoints={7: Endpoint(("10.0.0.1", "fd00::1"), labels)}))
     assert ends.endpoint("10.0.0.1:80") == ends.endpoint("[fd00::1]:80") == 7
+    assert (ends.identity(7), ends.identity(8), ends.identity(0)) == (256, 0, 0)
     assert ends.end("10.0.0.1:80", 7, 256) == {
         "address": "10.0.0.1:80",
         "endpoint": 7,
