@@ -76,6 +76,7 @@ def command_group(name: str, table: dict[str, tuple[str, str]], help_text: str) 
         "service": ("node.commands.service", "Services, for the toServices of policies."),
         "xds": ("node.commands.xds", "Who gets policies, and what they made of them."),
         "monitor": ("node.commands.monitor", "What happens on the node, as it happens."),
+        "bpf": ("node.commands.bpf", "What the eBPF programs know."),
         "metrics": ("node.commands.metrics", "The agent's counters."),
         "status": ("node.commands.status", "How the agent and its parts are."),
         "gen-config": ("node.commands.gen_config", "Print an Envoy configuration to read."),
