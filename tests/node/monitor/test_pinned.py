@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bpf.ipcache import address_bytes, prefix_key
-from bpf.policies import PolicyEntry
 from click.testing import CliRunner, Result
 
 from bpf import maps, schema
+from bpf.ipcache import address_bytes, prefix_key
+from bpf.policies import PolicyEntry
 from bpf.schema import POLICY_KEY, U32, ConntrackFlags
 from bpf.syscall import Map, possible_cpus
 from node.cli import cli
