@@ -11,7 +11,7 @@ from node.proxy.places import Places
 
 
 def stop(folder: Path, run_dir: Path, grace: float = STOP_GRACE) -> list[int]:
-    """End what runs there, and take away its state and its sockets; its log stays.
+    """End what runs there, and take away its state, its sockets and its log.
 
     Returns the numbers of the processes that it ended. Nothing is there: nothing is done.
     Raises SetupError if an agent looks after it.

@@ -167,7 +167,7 @@ class Generations:
         self._write()
 
     def end(self, grace: float = STOP_GRACE) -> None:
-        """End all, and take away what they leave."""
+        """End all, and take away everything of theirs, the log too."""
         deadline = time.monotonic() + grace
         for member in self.members:
             member.process.send(signal.SIGTERM)
@@ -177,8 +177,7 @@ class Generations:
         self.members = []
         self.close()
         self._tidy()
-        for path in (self.places.state, self.places.admin_link):
-            path.unlink(missing_ok=True)
+        self.places.clear()
 
     def close(self) -> None:
         """Let go of all."""

@@ -45,18 +45,18 @@ def obituary(what: str, lines: list[str]) -> str:
     return f"{what}; the last lines of its log:{text}" if text else f"{what}; it logged nothing"
 
 
-def rotate(path: Path, limit: int) -> None:
-    """Keep what a log that has grown over half its limit has as the one before, and empty it.
+def rotate(path: Path, before: Path, limit: int) -> None:
+    """Keep what a log that has grown over half its limit has at `before`, and empty it.
 
     Lines that are written in between are lost. Whatever cannot be done is left.
     """
     with contextlib.suppress(OSError):
         if path.stat().st_size <= limit // 2:
             return
-        new = path.with_name(f".{path.name}.1")
+        new = before.with_name(f".{before.name}")
         try:
             shutil.copyfile(path, new)
-            new.rename(path.with_name(f"{path.name}.1"))
+            new.rename(before)
         except OSError:
             new.unlink(missing_ok=True)  # The disk is full: then the one before is not kept.
         os.truncate(path, 0)

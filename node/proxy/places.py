@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Places:
         return self.folder / "envoy.log"
 
     @property
+    def log_before(self) -> Path:
+        """What the log was rotated to."""
+        return self.folder / "envoy.log.1"
+
+    @property
     def hot_restart(self) -> Path:
         """How the sockets begin by which generations speak to each other."""
         return self.run_dir / "hot"
@@ -54,6 +60,19 @@ class Places:
         """Leads to the admin socket of the generation that serves."""
         return self.run_dir / "admin.sock"
 
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    def clear(self) -> None:
+        """Take away what is left when there is no generation any more."""
+        ours = [self.state, self.log, self.log_before, self.lock, self.admin_link]
+        for path in ours:
+            path.unlink(missing_ok=True)
+        for folder in (self.folder, self.run_dir):
+            with contextlib.suppress(OSError):  # somebody else has something there
+                folder.rmdir()
+
     def take(self) -> int:
         """Make the folders, and lock them: a descriptor to close.
 
@@ -64,7 +83,7 @@ class Places:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise SetupError(f"{path}: cannot be made: {error.strerror}") from error
-        lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -268,7 +268,7 @@ class Proxy:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_EVERY
-        log.rotate(self.places.log, self.config.log_limit)
+        log.rotate(self.places.log, self.places.log_before, self.config.log_limit)
         serving = self._generations.the(Role.SERVING)
         if serving is not None and time.time() - serving.generation.since > RAN_WELL:
             self._failures = 0

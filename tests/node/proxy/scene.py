@@ -19,7 +19,7 @@ from node.proxy.status import ProxyEvent
 from node.proxy.supervisor import Proxy
 from xds.ads.bootstrap import NodeBootstrap
 from xds.ads.clusters import Upstream
-from xds.ads.resources import Direction, NodeConfig, Redirect, build
+from xds.ads.resources import Direction, NodeConfig, Redirect, Transparency, build
 from xds.control import ControlServer
 
 HOST = "127.0.0.1"
@@ -40,16 +40,18 @@ spec:
   ingress:
     - toPorts:
         - ports: [{{port: "{port}", protocol: TCP}}]
-          rules: {{l7proto: r2d2, l7: [{{cmd: HALT}}]}}
+          rules: {{l7proto: r2d2, l7: [{{cmd: {cmd}}}]}}
 """
 
 
 @dataclass
 class Scene:
-    """folder: short enough for sockets. port: where the redirect's listener is."""
+    """folder: short enough for sockets. port: where the first redirect's listener is."""
 
     folder: Path
+    droid: Address
     port: int
+    node: NodeConfig
     control: ControlServer
     stack: ExitStack
     events: list[ProxyEvent] = field(default_factory=list)
@@ -70,29 +72,44 @@ class Scene:
         self.stack.callback(made.close)
         return made
 
+    def allow(self, cmd: str) -> None:
+        (self.folder / "policy.yaml").write_text(_POLICY.format(port=self.droid.port, cmd=cmd))
+        if self.control.server.revision:
+            self.control.reload()
+
+    def redirect(self, parser: str = "r2d2", port: int = 0) -> Redirect:
+        return Redirect(
+            parser,
+            Direction.INGRESS,
+            port or self.port,
+            upstream="droids",
+            destination=str(self.droid),
+        )
+
+    def publish(self, *redirects: Redirect) -> None:
+        servers = Upstream("droids", ((HOST, self.droid.port),))
+        self.control.server.publish(build(self.node, redirects, [servers]))
+
     def told(self, kind: str) -> list[str]:
         return [event.message for event in list(self.events) if event.kind == kind]
 
 
 @contextmanager
-def scene(folder: Path) -> Iterator[Scene]:
+def scene(folder: Path, transparency: Transparency | None = None) -> Iterator[Scene]:
+    """Plays in the network namespace of this thread."""
     with ExitStack() as stack:
         droid = stack.enter_context(line_server(Address(HOST, 0), lambda line: line))
-        (folder / "policy.yaml").write_text(_POLICY.format(port=droid.port))
         (folder / "endpoints.yaml").write_text(
             f"endpoints: [{{address: {HOST}, labels: {{app: droid}}}}]\n"
         )
-        xds = folder / "xds.sock"
+        xds, log = folder / "xds.sock", folder / "log.sock"
+        node = NodeConfig(xds, log, "node", hosts=(HOST,), transparency=transparency)
         control = ControlServer(xds, [folder / "policy.yaml"], folder / "endpoints.yaml")
-        node = NodeConfig(xds, folder / "log.sock", "node", hosts=(HOST,), transparency=None)
-        port = free_port()
-        redirect = Redirect(
-            "r2d2", Direction.INGRESS, port, upstream="droids", destination=str(droid)
-        )
-        servers = Upstream("droids", ((HOST, droid.port),))
-        control.server.publish(build(node, [redirect], [servers]))
+        made = Scene(folder, droid, free_port(), node, control, stack)
+        made.allow("HALT")
+        made.publish(made.redirect())
         stack.enter_context(control)
-        yield Scene(folder, port, control, stack)
+        yield made
 
 
 class Droid:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from node.envoy import ask
 from node.proxy import handover
 from node.proxy.process import with_argument
 from node.proxy.state import with_bootstrap
 from node.proxy.status import ProxyState
 from tests.native.services import wait_for
-from tests.node.proxy.scene import Droid, Scene, Traffic, script
+from tests.node.proxy.scene import Droid, Scene, Traffic, scene, script
 
 
 @pytest.mark.timeout(60)
@@ -84,6 +87,38 @@ def test_a_failed_one_leaves_the_old_one_serving(node: Scene, how: str) -> None:
     proxy.reload()
     status = proxy.wait(lambda s: s.epoch == 1, 30)
     assert (status.state, status.last_error) == (ProxyState.RUNNING, ""), status
+
+
+def test_a_library_that_cannot_be_loaded_is_not_let_near(
+    node: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = node.proxy()
+    first = proxy.start()
+    broken = node.folder / "broken" / "libproxylib.so"
+    broken.parent.mkdir()
+    broken.write_bytes(b"\x7fELF and no more")
+    monkeypatch.setattr("node.proxy.plan.find_library", lambda: broken)
+    proxy.reload()
+    status = proxy.wait(lambda s: s.last_error != "", 30)
+    assert "the old Envoy goes on: the new Envoy refuses to serve" in status.last_error
+    assert "libproxylib.so" in status.last_error
+    assert (status.pid, status.epoch) == (first.pid, 0)
+    assert first.admin is not None
+    assert ask(first.admin, "/ready")[0] == 200, "it was never asked to close it"
+
+
+def test_several_on_one_machine(node: Scene) -> None:
+    with TemporaryDirectory(prefix="py") as folder, scene(Path(folder)) as other:
+        proxies = [place.proxy() for place in (node, other)]
+        for proxy in proxies:
+            proxy.ensure()
+        for proxy in proxies:
+            assert proxy.wait(lambda s: s.pid > 0, 30).pid
+            proxy.reload()
+        for proxy, place in zip(proxies, (node, other), strict=True):
+            assert proxy.wait(lambda s: s.epoch == 1, 30).epoch == 1
+            with Droid(place.port) as droid:
+                assert droid.ask() == b"HALT"
 
 
 def test_another_binary_takes_over_by_itself(node: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,23 @@ def test_it_serves_and_leaves_nothing_behind(node: Scene) -> None:
     proxy.stop()
     assert Process.open(status.pid) is None
     assert not shared_memory(base).exists()
-    assert os.listdir(proxy.places.run_dir) == []
-    assert sorted(os.listdir(proxy.places.folder)) == ["envoy.log", "lock"]
+    assert list((node.folder / "envoy").iterdir()) == []
+
+
+def test_it_is_ended_by_what_it_left_on_the_disk(node: Scene) -> None:
+    proxy = node.proxy()
+    pid = proxy.start().pid
+    folder, run_dir = proxy.places.folder, proxy.places.run_dir
+    with pytest.raises(SetupError, match="an agent looks after"):
+        stop(folder, run_dir)
+    proxy.close()
+    ((base, _),) = with_bootstrap(proxy.places)
+    proxy.places.state.write_text("{")
+    assert stop(folder, run_dir) == [pid]
+    assert Process.open(pid) is None
+    assert not shared_memory(base).exists()
+    assert list((node.folder / "envoy").iterdir()) == []
+    assert stop(folder, run_dir) == []
 
 
 def test_killed_it_is_back(node: Scene) -> None:
