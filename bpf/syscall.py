@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
-PROG_LOAD, OBJ_PIN, OBJ_GET = 5, 6, 7
+PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 5, 6, 7, 10
 MAP_GET_FD_BY_ID, PROG_GET_FD_BY_ID, OBJ_INFO = 14, 13, 15
 LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH = 24, 26, 27
 
@@ -159,6 +159,16 @@ def load_program(
         if log:
             raise VerifierError(error.errno or 0, _text(room.raw)) from error
     return load_program(kind, instructions, name, attach_type, attach_to, log=True)
+
+
+def test_run(fd: int, packet: bytes) -> int:
+    """What a program answers for a packet that there is not (BPF_PROG_TEST_RUN)."""
+    data = ctypes.create_string_buffer(packet, len(packet))
+    attributes = bytearray(
+        struct.pack("=IIIIQQIIQ", fd, 0, len(packet), 0, _address(data), 0, 1, 0, 0)
+    )
+    bpf(PROG_TEST_RUN, attributes)
+    return int(_COUNT.unpack_from(attributes, 4)[0])
 
 
 class VerifierError(OSError):

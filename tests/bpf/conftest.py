@@ -9,19 +9,14 @@ import itertools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bpf.netns import within
+from bpf.datapath import DatapathConfig
+from tests.bpf.nodes import SMALL, Namespace, Node, run
 
 _numbers = itertools.count()
-
-
-def run(*command: str) -> str:
-    """What a command prints; it must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="session")
@@ -50,37 +45,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
-    """A network namespace of the test's own."""
-
-    name: str
-
-    @property
-    def path(self) -> str:
-        return f"/run/netns/{self.name}"
-
-    def ip(self, *arguments: str) -> str:
-        """What `ip -n NAME …` prints."""
-        return run("ip", "-n", self.name, *arguments)
-
-    def tc(self, *arguments: str) -> str:
-        """What `tc -n NAME …` prints."""
-        return run("tc", "-n", self.name, *arguments)
-
-    def ifindex(self, interface: str) -> int:
-        """The number of an interface."""
-        text = within(self.path, lambda: run("ip", "-o", "link", "show", "dev", interface))
-        return int(text.split(":")[0])
-
-    def veth(self, name: str, peer: str) -> int:
-        """A new pair with both ends in here, up; the first one's number."""
-        self.ip("link", "add", name, "type", "veth", "peer", "name", peer)
-        for end in (name, peer):
-            self.ip("link", "set", end, "up")
-        return self.ifindex(name)
-
-
 @pytest.fixture
 def namespaces(privileged: None) -> Iterator[Callable[[], Namespace]]:
     """Makes network namespaces with loopback up."""
@@ -101,3 +65,14 @@ def namespaces(privileged: None) -> Iterator[Callable[[], Namespace]]:
 def namespace(namespaces: Callable[[], Namespace]) -> Namespace:
     """A network namespace with loopback up."""
     return namespaces()
+
+
+@pytest.fixture
+def node(namespace: Namespace, bpffs: Path, cache: Path, tmp_path: Path) -> Node:
+    """A node with nothing on it, and the configuration of its data path."""
+    namespace.ip(*["addr", "add", "10.0.0.254/32", "dev", "lo"])
+    source = Path(__file__).parent / "judge.c"
+    config = DatapathConfig(
+        bpffs / "p", cache, tmp_path / "state", SMALL, source=source, netns=namespace.path
+    )
+    return Node(namespace, config)

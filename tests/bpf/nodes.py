@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf.datapath import Datapath, DatapathConfig, Link
 from bpf.netns import within
 from bpf.policies import PolicyEntry
-from tests.bpf.conftest import Namespace
 
 ALLOW_ALL = [PolicyEntry(0, ingress, 0, 0, 0, 1, 1) for ingress in (True, False)]
 SMALL = {"conntrack": 1024, "events": 65536}
+
+
+def run(*command: str) -> str:
+    """What a command prints; it must succeed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A network namespace of the test's own."""
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
+
+    def ip(self, *arguments: str) -> str:
+        """What `ip -n NAME …` prints."""
+        return run("ip", "-n", self.name, *arguments)
+
+    def tc(self, *arguments: str) -> str:
+        """What `tc -n NAME …` prints."""
+        return run("tc", "-n", self.name, *arguments)
+
+    def ifindex(self, interface: str) -> int:
+        """The number of an interface."""
+        text = within(self.path, lambda: run("ip", "-o", "link", "show", "dev", interface))
+        return int(text.split(":")[0])
+
+    def veth(self, name: str, peer: str) -> int:
+        """A new pair with both ends in here, up; the first one's number."""
+        self.ip("link", "add", name, "type", "veth", "peer", "name", peer)
+        for end in (name, peer):
+            self.ip("link", "set", end, "up")
+        return self.ifindex(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +79,10 @@ class Node:
     def sysctl(self, name: str) -> str:
         path = Path("/proc/sys/net") / name
         return within(self.namespace.path, path.read_text).strip()
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        path = Path("/proc/sys/net") / name
+        within(self.namespace.path, lambda: path.write_text(value))
 
     def reaches(self, address: str) -> bool:
         """True if the address answers the node, be it by refusing a connection."""

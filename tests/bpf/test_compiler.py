@@ -40,19 +40,6 @@ def compiled(source: Path, cache: Path) -> dict[str, compiler.Code]:
     return compiler.compile_source(source, cache, {"IDENTITY": 7}, ["NUMBER"])
 
 
-def verdict(fd: int) -> int:
-    """What a program answers for a packet (BPF_PROG_TEST_RUN)."""
-    import ctypes
-    import struct
-
-    packet = ctypes.create_string_buffer(bytes(64), 64)
-    attributes = bytearray(
-        struct.pack("=IIIIQQIIQ", fd, 0, 64, 0, ctypes.addressof(packet), 0, 1, 0, 0)
-    )
-    syscall.bpf(10, attributes)
-    return int(struct.unpack_from("=I", attributes, 4)[0])
-
-
 def test_a_program_sees_our_maps_and_constants(source: Path, cache: Path, bpffs: Path) -> None:
     from bpf import schema
 
@@ -63,7 +50,7 @@ def test_a_program_sees_our_maps_and_constants(source: Path, cache: Path, bpffs:
     answers = []
     for number in (5, 6):
         fd = compiler.load(code, "judge", fds, constants={"NUMBER": number})
-        answers.append(verdict(fd))
+        answers.append(syscall.test_run(fd, bytes(64)))
         os.close(fd)
     assert answers == [2, 0]
     maps.close_maps(opened)

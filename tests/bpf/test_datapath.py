@@ -6,31 +6,19 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from bpf import maps, routing, schema, syscall, tc
-from bpf.datapath import Datapath, DatapathConfig, Link
+from bpf.datapath import Datapath, Link
 from bpf.errors import BpfError, IpcacheFull, PolicyMapFull
 from bpf.events import Event
 from bpf.ipcache import prefix_key
 from bpf.netns import NamespaceGone, within
 from bpf.policies import PolicyEntry
-from tests.bpf.conftest import Namespace
-from tests.bpf.nodes import ALLOW_ALL, SMALL, Node
+from tests.bpf.nodes import ALLOW_ALL, SMALL, Namespace, Node
 
 Make = Callable[[], Namespace]
-
-
-@pytest.fixture
-def node(namespace: Namespace, bpffs: Path, cache: Path, tmp_path: Path) -> Node:
-    source = Path(__file__).parent / "judge.c"
-    namespace.ip(*["addr", "add", "10.0.0.254/32", "dev", "lo"])
-    config = DatapathConfig(
-        bpffs / "p", cache, tmp_path / "state", SMALL, source=source, netns=namespace.path
-    )
-    return Node(namespace, config)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bpf.netns import NamespaceGone, cookie, within
-from tests.bpf.conftest import Namespace
+from tests.bpf.nodes import Namespace
 
 
 def test_only_the_action_is_there(namespace: Namespace) -> None:

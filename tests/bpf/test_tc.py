@@ -9,7 +9,7 @@ import pytest
 from bpf import syscall, tc
 from bpf.errors import BpfError
 from bpf.netns import NamespaceGone
-from tests.bpf.conftest import Namespace
+from tests.bpf.nodes import Namespace
 
 PASS = bytes.fromhex("b700000000000000 9500000000000000")
 
