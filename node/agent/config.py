@@ -202,9 +202,6 @@ class AgentConfig(BaseModel):
     bpf_ipcache_max: int = Field(
         512_000, ge=1024, le=1 << 24, description="prefixes whose identity is known"
     )
-    bpf_proxy_max: int = Field(
-        524_288, ge=1024, le=1 << 24, description="redirected connections that are remembered"
-    )
     monitor_aggregation: Literal["none", "low", "medium", "maximum"] = Field(
         "medium", description="how much of running connections is reported: none reports most"
     )

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from node.agent.documents import show_label
 from xds.endpoints import Endpoint, Enforcement, NamedPort, endpoint_labels
 from xds.labels import LabelSet, label_set, parse_label
 from xds.services import normal_address
+
+if TYPE_CHECKING:
+    from node.links.discovery import Attachment
 
 MAX_ENDPOINT_ID = 65535
 """Endpoints are numbered with 16 bits, on each node by itself."""
@@ -43,9 +46,8 @@ class AddressTaken(EndpointError):
 class NodeEndpoint:
     """One endpoint of this node. Labels are text, ``source:key=value``, sorted.
 
-    interface, ifindex: the node's end of its link; with mode "sidecar", its own end
-    inside of `netns`. Empty and 0: its packets do not pass our programs.
-    netns: the path of its network namespace; empty if that is not known.
+    attachment: its link; None: its packets do not pass our programs. mode: whether these
+    are at the node's end of the link, or inside its network namespace with an Envoy.
     sockmap: bytes between sockets of this node may pass the TCP stack by.
     """
 
@@ -56,9 +58,7 @@ class NodeEndpoint:
     ports: tuple[NamedPort, ...] = ()
     enforcement: Enforcement = "default"
     audit: bool = False
-    interface: str = ""
-    ifindex: int = 0
-    netns: str = ""
+    attachment: Attachment | None = None
     mode: Placement = "node"
     sockmap: bool = False
 
@@ -87,9 +87,7 @@ class NodeEndpoint:
             "ports": [asdict(port) for port in self.ports],
             "enforcement": self.enforcement,
             "audit": self.audit,
-            "interface": self.interface,
-            "ifindex": self.ifindex,
-            "netns": self.netns,
+            "attachment": None if self.attachment is None else asdict(self.attachment),
             "mode": self.mode,
             "sockmap": self.sockmap,
         }
@@ -105,11 +103,19 @@ class NodeEndpoint:
             value["enforcement"],
             value["audit"],
             # An agent of an earlier version wrote none of these.
-            **{key: value[key] for key in _ATTACHMENT if key in value},
+            _attachment(value.get("attachment")),
+            value.get("mode", "node"),
+            value.get("sockmap", False),
         )
 
 
-_ATTACHMENT = ("interface", "ifindex", "netns", "mode", "sockmap")
+def _attachment(value: Mapping[str, Any] | None) -> Attachment | None:
+    if value is None:
+        return None
+    # Not before it is needed: netlink's library takes its time to load.
+    from node.links.discovery import Attachment
+
+    return Attachment(**value | {"addresses": tuple(value["addresses"])})
 
 
 def make_endpoint(
@@ -121,9 +127,7 @@ def make_endpoint(
     enforcement: Enforcement = "default",
     audit: bool = False,
     *,
-    interface: str = "",
-    ifindex: int = 0,
-    netns: str = "",
+    attachment: Attachment | None = None,
     mode: Placement = "node",
     sockmap: bool = False,
 ) -> NodeEndpoint:
@@ -148,12 +152,8 @@ def make_endpoint(
     named = tuple(ports)
     if len({port.name for port in named}) != len(named):
         raise EndpointError("two ports have one name")
-    if bool(interface) != (ifindex > 0):
-        raise EndpointError("an interface has a name and a number")
-    if not interface and (mode == "sidecar" or sockmap):
+    if attachment is None and (mode == "sidecar" or sockmap):
         raise EndpointError("a sidecar and sockmap are for endpoints with an interface")
-    if mode == "sidecar" and not netns:
-        raise EndpointError("a sidecar needs the network namespace that it is to run in")
     return NodeEndpoint(
         number,
         normal,
@@ -162,9 +162,7 @@ def make_endpoint(
         named,
         enforcement,
         audit,
-        interface,
-        ifindex,
-        netns,
+        attachment,
         mode,
         sockmap,
     )

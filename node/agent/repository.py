@@ -12,8 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from node.agent.documents import PolicyDocument, load_all, load_documents, parse_labels
 from node.agent.endpoints import (
@@ -21,6 +20,7 @@ from node.agent.endpoints import (
     AddressTaken,
     EndpointError,
     NodeEndpoint,
+    Placement,
     UnknownEndpoint,
     make_endpoint,
     normal_labels,
@@ -36,6 +36,9 @@ from xds.fqdn import match_name
 from xds.lint import lint
 from xds.services import ServiceEntry, ServiceTable, normal_address
 from xds.source import Problem
+
+if TYPE_CHECKING:
+    from node.links.discovery import Attachment
 
 MAX_DOCUMENTS = 20_000
 """Most documents by REST, and most files. A policy has a handful of rules."""
@@ -196,27 +199,36 @@ class Repository:
         ports: Sequence[NamedPort] = (),
         enforcement: Enforcement = "default",
         audit: bool = False,
-        attachment: Mapping[str, Any] = MappingProxyType({}),
+        attachment: Attachment | None = None,
+        mode: Placement = "node",
+        sockmap: bool = False,
     ) -> NodeEndpoint:
-        """A new endpoint; without a number it gets one. Raises EndpointError.
-
-        attachment: the fields of NodeEndpoint about its interface.
-        """
+        """A new endpoint; without a number it gets one. Raises EndpointError."""
         made: list[NodeEndpoint] = []
 
         def change(state: State) -> State:
             wanted = number if number is not None else _free_number(state)
             endpoint = make_endpoint(
-                wanted, addresses, labels, external, ports, enforcement, audit, **attachment
+                wanted,
+                addresses,
+                labels,
+                external,
+                ports,
+                enforcement,
+                audit,
+                attachment=attachment,
+                mode=mode,
+                sockmap=sockmap,
             )
             if wanted in state.endpoints:
                 raise AddressTaken(f"there is an endpoint {wanted} already")
             for other in state.endpoints.values():
                 for address in set(other.addresses) & set(endpoint.addresses):
                     raise AddressTaken(f"{address} is the address of endpoint {other.id} already")
-                if _same_interface(other, endpoint):
+                if other.attachment is not None and _same_link(other.attachment, attachment):
                     raise AddressTaken(
-                        f"interface {endpoint.interface} is that of endpoint {other.id} already"
+                        f"interface {other.attachment.interface} is that of endpoint {other.id} "
+                        "already"
                     )
             made.append(endpoint)
             following = wanted % MAX_ENDPOINT_ID + 1 if number is None else state.next_endpoint
@@ -427,14 +439,8 @@ def _endpoint(state: State, number: int) -> NodeEndpoint:
     return state.endpoints[number]
 
 
-def _same_interface(one: NodeEndpoint, other: NodeEndpoint) -> bool:
-    """Interfaces are numbered in each network namespace by itself."""
-    where = (one.mode, one.netns if one.mode == "sidecar" else "", one.ifindex)
-    return one.ifindex > 0 and where == (
-        other.mode,
-        other.netns if other.mode == "sidecar" else "",
-        other.ifindex,
-    )
+def _same_link(one: Attachment, other: Attachment | None) -> bool:
+    return other is not None and (one.boot, one.ifindex) == (other.boot, other.ifindex)
 
 
 def _service(state: State, name: str, namespace: str) -> ServiceEntry:

@@ -183,15 +183,16 @@ class Enforcement(Wire):
 
 
 class Attachment(Wire):
-    """Where an endpoint's programs are: at `interface` of the node, or (sidecar) of `netns`.
+    """An endpoint's link: `interface` of the node, `inner` in its network namespace.
 
-    ifindex 0: that interface is not there now. sockmap: bytes between sockets of this
-    node may pass the TCP stack by.
+    mode: where its programs are: the node's end, or (sidecar) inside. sockmap: bytes
+    between sockets of this node may pass the TCP stack by.
     """
 
     interface: str
-    ifindex: int = 0
-    netns: str = ""
+    ifindex: int
+    netns: str
+    inner: str
     mode: Placement = "node"
     sockmap: bool = False
 
@@ -226,9 +227,9 @@ class PortName(Wire):
 class EndpointRequest(Wire):
     """A new endpoint: one IPv4 address, one IPv6 address, or one of each.
 
-    netns (a path, or a name as `ip netns` has it), pid or interface (the node's end of its
-    link): where it is; its addresses are then found there, if none are given. With netns
-    or pid, interface is the name of its own end [default: the only one].
+    netns (a path, or a name as `ip netns` has it), pid (a process in it) or interface (the
+    node's end of its veth): where it is; addresses are found there, if none are given.
+    inner: the end inside, where there are several.
     """
 
     id: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -241,6 +242,7 @@ class EndpointRequest(Wire):
     netns: Annotated[str, Field(max_length=MAX_FILE_NAME)] = ""
     pid: Annotated[int, Field(ge=1, le=2**22)] | None = None
     interface: Annotated[str, Field(max_length=15)] = ""
+    inner: Annotated[str, Field(max_length=15)] = ""
     mode: Placement = "node"
     sockmap: bool = False
 

@@ -65,7 +65,6 @@ _OPTIONS = (
     ("bpf-policy-map-max", "N", "Most entries of one endpoint's policy [default: 16384]."),
     ("bpf-ct-global-max", "N", "Connections that are remembered [default: 524288]."),
     ("bpf-ipcache-max", "N", "Prefixes whose identity is known [default: 512000]."),
-    ("bpf-proxy-max", "N", "Redirected connections that are remembered [default: 524288]."),
     (
         "monitor-aggregation",
         "LEVEL",
