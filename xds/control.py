@@ -100,6 +100,8 @@ class ControlServer:
     mode: how endpoints are enforced that ask for nothing else.
     watch_files: reload when a file changes. on_error and on_change are then called
         after each reload, on the watcher's thread, with the error or the warnings.
+    on_changes: called after each change of the engine that `change`, `identities_changed`
+        and `renumber` make, before the next one; it raises nothing.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class ControlServer:
         watch_files: bool = False,
         on_error: Callable[[ProxylibError], None] | None = None,
         on_change: Callable[[Sequence[Problem]], None] | None = None,
+        on_changes: Callable[[Changes], None] = lambda changes: None,
     ) -> None:
         self._policy_paths = tuple(policies)
         self._endpoints_path = endpoints
@@ -141,6 +144,7 @@ class ControlServer:
         self._watch_files = watch_files
         self._on_error = on_error
         self._on_change = on_change
+        self._on_changes = on_changes
         self._watcher: threading.Thread | None = None
         self._read_stamps: _Stamps = {}
         """The files as they were when they were last read."""
@@ -219,6 +223,7 @@ class ControlServer:
             changes = self._engine.change(change)
             with self._lock:
                 self._publish(changes, revision, also)
+            self._on_changes(changes)
             return changes
 
     @property
@@ -236,6 +241,7 @@ class ControlServer:
             changes = self._engine.renumber(keys)
             with self._lock:
                 self._publish(changes)
+            self._on_changes(changes)
 
     @property
     def engine(self) -> Engine:

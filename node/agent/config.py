@@ -202,8 +202,10 @@ class AgentConfig(BaseModel):
     bpf_ipcache_max: int = Field(
         512_000, ge=1024, le=1 << 24, description="prefixes whose identity is known"
     )
-    monitor_aggregation: Literal["none", "low", "medium", "maximum"] = Field(
-        "medium", description="how much of running connections is reported: none reports most"
+    monitor_aggregation: Literal["medium", "maximum"] = Field(
+        "medium",
+        description="medium: judgements, first packets and ends of connections are reported; "
+        "maximum: only what is dropped",
     )
     envoy: Annotated[str, AfterValidator(_envoy)] = Field(
         "auto",
@@ -212,7 +214,10 @@ class AgentConfig(BaseModel):
     )
     envoy_concurrency: int = Field(1, ge=1, le=512, description="Envoy's worker threads")
     envoy_drain_time: int = Field(
-        60, ge=0, le=86_400, description="seconds that an Envoy which is replaced goes on serving"
+        600, ge=1, le=86_400, description="seconds in which a replaced Envoy ends its connections"
+    )
+    envoy_parent_shutdown_time: int = Field(
+        900, ge=1, le=86_400, description="seconds after which a replaced Envoy ends itself"
     )
 
     @model_validator(mode="after")

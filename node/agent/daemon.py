@@ -16,9 +16,13 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from node.agent.config import AgentConfig, group_id
+from node.agent.datapath import NodeDatapath
 from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
+from node.agent.links import NodeLinks
 from node.agent.node import Node
+from node.agent.opening import opener, own_addresses, unavailable
+from node.agent.proxies import Proxies
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
 from node.agent.secrets import TlsSecrets
@@ -50,7 +54,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
     with ExitStack() as stack:
         _directory(config.run_dir, 0o755)
         _directory(config.state_dir, 0o700)
-        stack.enter_context(_only_one(config.state_dir / "lock"))
+        stack.enter_context(only_one(config.state_dir / "lock"))
         for path in (config.api_path, config.xds_path, config.access_log_path):
             check_socket(path)
         group = None if config.socket_group is None else group_id(config.socket_group)
@@ -69,10 +73,9 @@ def run(config: AgentConfig) -> Iterator[Node]:
             mode=Mode(config.enable_policy, config.policy_audit_mode),
             socket_mode=0o600 if group is None else 0o660,
             socket_group=group,
+            on_changes=lambda changes: links.sync(changes),  # noqa: PLW0108 - made below
         )
         stack.callback(control.stop)
-        if shared is not None:
-            shared.start(control.identities_changed, control.renumber)
         first, last = config.proxy_ports
         redirects = NodeRedirects(
             NodeConfig(
@@ -91,7 +94,28 @@ def run(config: AgentConfig) -> Iterator[Node]:
             config.upstream_server,
             one_pass=config.upstream is None and config.datapath != "none",
         )
-        repository = Repository(store, control, redirects, watched=config.policy_dir is not None)
+        datapath = NodeDatapath(
+            control.engine,
+            redirects,
+            opener(config, stack),
+            unavailable=unavailable(config),
+            addresses=own_addresses,
+        )
+        if config.datapath == "veth":
+            datapath.require()
+        links = NodeLinks(
+            datapath,
+            Proxies(config),
+            redirects,
+            lambda number, found: repository.set_attachment(number, found),  # noqa: PLW0108
+        )
+        stack.callback(links.close)
+        if shared is not None:
+            shared.start(control.identities_changed, control.renumber)
+        repository = Repository(
+            store, control, redirects, links, watched=config.policy_dir is not None
+        )
+        links.end_others()
         folder = None
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
@@ -103,7 +127,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
             )
         )
         control.start()
-        node = Node(config, repository, control, decisions, redirects, monitor, folder)
+        node = Node(config, repository, control, decisions, redirects, links, monitor, folder)
         stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))
         # Before the API ends, or it would wait for those who watch.
         stack.callback(monitor.close)
@@ -111,7 +135,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
+def only_one(path: Path) -> Iterator[None]:
     """Hold the lock of a state directory. Raises SetupError if another agent does."""
     lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:

@@ -115,7 +115,7 @@ def _attachment(value: Mapping[str, Any] | None) -> Attachment | None:
     # Not before it is needed: netlink's library takes its time to load.
     from node.links.discovery import Attachment
 
-    return Attachment(**value | {"addresses": tuple(value["addresses"])})
+    return Attachment(**dict(value) | {"addresses": tuple(value["addresses"])})
 
 
 def make_endpoint(

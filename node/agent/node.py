@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from node.agent.config import AgentConfig
 from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
+from node.agent.links import NodeLinks
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
 from node.monitor.hub import Hub
@@ -22,5 +23,11 @@ class Node:
     control: ControlServer
     decisions: Decisions
     redirects: NodeRedirects
+    links: NodeLinks
     monitor: Hub
     folder: PolicyFolder | None = None
+
+    def tick(self) -> None:
+        """What is to be done about twice a second. Raises ConfigError if no port is left."""
+        self.links.tick()
+        self.repository.resolve_redirects()

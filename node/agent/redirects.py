@@ -108,7 +108,7 @@ class NodeRedirects:
         for number in changes.removed:
             self._want(number, ())
         for number in changes.endpoints:
-            self._want(number, tuple(sorted(set(_wanted(engine, number)), key=_order)))
+            self._want(number, tuple(sorted(set(wanted_of(engine, number)), key=_order)))
         self._put(self._gather())
         return self._built
 
@@ -199,18 +199,21 @@ def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _wanted(engine: Engine, number: int) -> Iterator[Wanted]:
-    tables = engine.policy(number).tables
-    for direction, table in (
-        (Direction.INGRESS, tables.ingress),
-        (Direction.EGRESS, tables.egress),
-    ):
-        for key, lines in table.items():
-            for line in lines:
-                # What has no parser has no listener: a DNS proxy's rules, say.
-                if has_judge(line.proto) and key.protocol in ("", "TCP") and not line.deny:
-                    kind = Kind(line.proto, direction, line.terminating_tls, line.originating_tls)
-                    yield Wanted(key.port, key.end_port or key.port, kind)
+def wanted_of(engine: Engine, number: int) -> Iterator[Wanted]:
+    """What the policy of an endpoint asks for; what is in audit mode is asked for too."""
+    policy = engine.policy(number)
+    for tables in filter(None, (policy.tables, policy.would_be)):
+        for direction, table in (
+            (Direction.INGRESS, tables.ingress),
+            (Direction.EGRESS, tables.egress),
+        ):
+            for key, lines in table.items():
+                for line in lines:
+                    # What has no parser has no listener: a DNS proxy's rules, say.
+                    if has_judge(line.proto) and key.protocol in ("", "TCP") and not line.deny:
+                        tls = (line.terminating_tls, line.originating_tls)
+                        kind = Kind(line.proto, direction, *tls)
+                        yield Wanted(key.port, key.end_port or key.port, kind)
 
 
 def _order(wanted: Wanted) -> tuple[str, int, int, str, str]:

@@ -25,6 +25,7 @@ from node.agent.endpoints import (
     make_endpoint,
     normal_labels,
 )
+from node.agent.links import NodeLinks
 from node.agent.redirects import NodeRedirects
 from node.agent.state import PolicyFile, State, changed_items, load_state
 from node.agent.store import Store
@@ -86,7 +87,7 @@ class Progress:
 
 
 class Repository:
-    """The state of one node, in `store`, served by `control` at `redirects`.
+    """The state of one node, in `store`, served by `control` at `redirects`, as `links` have it.
 
     watched: whether files still come from a directory; if not, those of an earlier one
     stay in force, and each becomes the API's when that changes or deletes what is in it.
@@ -94,12 +95,19 @@ class Repository:
     """
 
     def __init__(
-        self, store: Store, control: ControlServer, redirects: NodeRedirects, *, watched: bool
+        self,
+        store: Store,
+        control: ControlServer,
+        redirects: NodeRedirects,
+        links: NodeLinks,
+        *,
+        watched: bool,
     ) -> None:
         self._store = store
         self._watched = watched
         self._control = control
         self._redirects = redirects
+        self._links = links
         self._changing = threading.Lock()
         self._state = State()
         state = load_state(store.read())
@@ -277,6 +285,10 @@ class Repository:
             ),
         )
 
+    def set_attachment(self, number: int, attachment: Attachment) -> None:
+        """An endpoint's link is called otherwise now. Raises UnknownEndpoint."""
+        self._edit(number, lambda before: replace(before, attachment=attachment))
+
     def _edit(self, number: int, edit: Callable[[NodeEndpoint], NodeEndpoint]) -> NodeEndpoint:
         made: list[NodeEndpoint] = []
 
@@ -347,9 +359,10 @@ class Repository:
         """Move redirects whose proxy port somebody else has. Raises ConfigError."""
         with self._changing:
             self._redirects.resolve()
+            self._links.sync()
 
     def progress(self, revision: int) -> Progress:
-        """Which subscribers have acknowledged all of `revision`, or of a later one."""
+        """Who has all of `revision`, or of a later one, in force: subscribers and endpoints."""
         streams = [stream for stream in self._control.server.streams() if stream.connected]
         nodes = sorted({stream.node_id for stream in streams})
         if revision > self._state.revision:
@@ -360,6 +373,7 @@ class Repository:
             for stream in streams
             if stream.revision < revision
         }
+        waiting |= self._links.pending(streams)
         return Progress(not waiting, nodes, waiting)
 
     def _read(
@@ -413,6 +427,7 @@ class Repository:
             revision=revision,
             also=lambda changes: self._redirects.update(self._control.engine, changes),
         )
+        self._links.sync(endpoints=after.endpoints)
 
     def _change(self, change: Callable[[State], State]) -> int:
         """Make a change; its revision. Raises what `change` or the control server does."""

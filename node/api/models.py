@@ -322,6 +322,12 @@ class Redirect(Wire):
     problem: str = ""
 
 
+class Reloading(Wire):
+    """How many Envoys there are that new ones are to take over from."""
+
+    envoys: int
+
+
 class Stream(Wire):
     """What one subscriber of one type of resource has. Versions are 0 where there is none.
 

@@ -76,9 +76,10 @@ def endpoint(node: Node, endpoint: NodeEndpoint) -> models.Endpoint:
         enforced = node.control.engine.policy(endpoint.id)
     except KeyError:
         raise UnknownEndpoint(f"there is no endpoint {endpoint.id}") from None
+    health = node.links.health(endpoint)
     return models.Endpoint(
         id=endpoint.id,
-        state="ready",
+        state=health.state,
         identity=models.IdentityRef(id=enforced.identity, labels=show_labels(endpoint.label_set())),
         networking=models.Networking(
             addressing=[models.Addressing(ipv4=endpoint.address(4), ipv6=endpoint.address(6))],
@@ -92,6 +93,23 @@ def endpoint(node: Node, endpoint: NodeEndpoint) -> models.Endpoint:
             mode=endpoint.enforcement,
             audit=enforced.mode.audit,
         ),
+        attachment=_attachment(endpoint),
+        reason=health.reason,
+        closed=list(health.closed),
+    )
+
+
+def _attachment(endpoint: NodeEndpoint) -> models.Attachment | None:
+    found = endpoint.attachment
+    if found is None:
+        return None
+    return models.Attachment(
+        interface=found.interface,
+        ifindex=found.ifindex,
+        netns=found.netns,
+        inner=found.inner,
+        mode=endpoint.mode,
+        sockmap=endpoint.sockmap,
     )
 
 

@@ -4,30 +4,53 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.commands.remote import agent, remote, show_json
 from node.console import Console
+from node.errors import SetupError
 from node.stopping import MAX_WAIT, Stopped, stop_on_signals
 from node.systemd.notify import Notifier
 from proxylib.errors import ProxylibError
 
+if TYPE_CHECKING:
+    from node.agent.config import AgentConfig
+
 _PATH = click.Path(path_type=Path)
 
 
-def _settings(command: Callable[..., None]) -> Callable[..., None]:
-    """An option for each setting."""
-    for name, metavar, text in reversed(_OPTIONS):
-        kind = _PATH if metavar in ("DIR", "PATH") else click.STRING
-        command = click.option(f"--{name}", metavar=metavar, type=kind, default=None, help=text)(
-            command
-        )
-    return command
+Command = Callable[..., None]
+
+
+def _settings(*names: str) -> Callable[[Command], Command]:
+    """The files of settings, and an option for each of these settings (none: for all)."""
+
+    def decorate(command: Command) -> Command:
+        for name, metavar, text in reversed(_OPTIONS):
+            if not names or name in names:
+                kind = _PATH if metavar in ("DIR", "PATH") else click.STRING
+                option = click.option(f"--{name}", metavar=metavar, type=kind, help=text)
+                command = option(command)
+        for option in (_CONFIG_DIR, _CONFIG):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_CONFIG = click.option("--config", type=_PATH, metavar="FILE", help="Settings, one YAML mapping.")
+_CONFIG_DIR = click.option(
+    "--config-dir", type=_PATH, metavar="DIR", help="Settings, one file per key."
+)
 
 
 _OPTIONS = (
@@ -68,7 +91,7 @@ _OPTIONS = (
     (
         "monitor-aggregation",
         "LEVEL",
-        "How much of running connections is reported: none (most), low, medium, maximum.",
+        "medium: judgements, first packets and ends of connections are reported; maximum: drops.",
     ),
     (
         "envoy",
@@ -79,18 +102,28 @@ _OPTIONS = (
     (
         "envoy-drain-time",
         "SECONDS",
-        "How long an Envoy that is replaced goes on serving [default: 60].",
+        "In which an Envoy that is replaced ends its connections [default: 600].",
+    ),
+    (
+        "envoy-parent-shutdown-time",
+        "SECONDS",
+        "After which an Envoy that is replaced ends itself [default: 900].",
     ),
 )
 
 
-@click.command("agent")
-@click.option("--config", type=_PATH, metavar="FILE", help="Settings, as one YAML mapping.")
-@click.option("--config-dir", type=_PATH, metavar="DIR", help="Settings, one file per key.")
-@click.option("--check-config", is_flag=True, help="Print the settings in force, and end.")
+@click.group("agent", invoke_without_command=True)
+@click.option(
+    "--check-config",
+    is_flag=True,
+    help="Print the settings in force, say what the data path lacks here, and end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="What happens as JSON lines on stdout.")
-@_settings
+@_settings()
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     config: Path | None,
     config_dir: Path | None,
     check_config: bool,
@@ -105,7 +138,16 @@ def command(
 
     A setting is a flag (--policy-dir), a variable (PROXYLIB_POLICY_DIR), a file of that
     name in --config-dir, or a key (policy-dir) in --config; the first of these counts.
+
+    SIGTERM ends the agent and nothing else: the programs at the endpoints' links and Envoy
+    go on by the last state, and the next agent takes them over. 'proxylib agent cleanup'
+    takes them away. SIGHUP has a new Envoy take over.
     """
+    if context.invoked_subcommand is not None:
+        if config or config_dir or check_config or any(v is not None for v in flags.values()):
+            name = context.invoked_subcommand
+            raise click.UsageError(f"settings come after the command: proxylib agent {name} ...")
+        return
     from node.agent.config import load_config
     from node.agent.daemon import run
 
@@ -114,9 +156,16 @@ def command(
     settings = load_config(flags, config=config, config_dir=config_dir)
     if check_config:
         click.echo(json.dumps(settings.settings(), indent=2))
+        _check_machine(settings)
         return
     manager = Notifier()
-    with suppress(Stopped), stop_on_signals(), run(settings) as node, manager.serving():
+    with (
+        suppress(Stopped),
+        stop_on_signals(),
+        _reloads() as reload,
+        run(settings) as node,
+        manager.serving(),
+    ):
         text = f"ready at {settings.api_path}, revision {node.repository.state.revision}"
         manager.status(text)
         console.event(
@@ -128,14 +177,85 @@ def command(
         said = ""
         while True:
             time.sleep(MAX_WAIT)
+            if reload.is_set():
+                reload.clear()
+                node.links.proxies.reload()
             try:
-                node.repository.resolve_redirects()
+                node.tick()
             except ProxylibError as error:
                 if str(error) != said:
                     said = str(error)
                     console.event("redirects", said, {}, "error")
             manager.alive()
     console.event("stopped", "stopped", {"exit_status": 0})
+
+
+@command.command("cleanup")
+@click.option("--json", "as_json", is_flag=True, help="What was taken away, as a JSON list.")
+@_settings("state-dir", "run-dir", "bpf-root")
+def cleanup(config: Path | None, config_dir: Path | None, as_json: bool, **flags: Any) -> None:
+    """Take away what an agent has left in the kernel, and end its Envoys.
+
+    That is: programs, maps, routes and rules; kernel settings are put back. From then on
+    endpoints speak to each other unjudged. Policies and endpoints stay on the disk, for the
+    next agent. The agent must be stopped before. Run it where the agent ran, in the same
+    network namespace, with the same settings.
+    """
+    from node.agent.cleanup import clean
+    from node.agent.config import load_config
+
+    done = clean(load_config(flags, config=config, config_dir=config_dir))
+    if as_json:
+        click.echo(json.dumps(done))
+    else:
+        click.echo("\n".join(f"removed: {line}" for line in done) or "nothing was left")
+
+
+@command.command("reload-envoy")
+@remote
+def reload_envoy(socket_path: Path | None, as_json: bool) -> None:
+    """Have new Envoys take over from those that run, with no connection lost.
+
+    It happens by itself when Envoy's binary or our library is another one on the disk.
+    """
+    with agent(socket_path) as client:
+        answer = client.call("POST", "envoy", "reload")
+    if as_json:
+        show_json(answer)
+    else:
+        click.echo(f"{answer['envoys']} reloading")
+
+
+def _check_machine(settings: AgentConfig) -> None:
+    """Say what the data path has and lacks here. Raises SetupError if it is asked for."""
+    from bpf.checks import all_checks
+    from node.agent.opening import unavailable
+
+    reason = unavailable(settings)
+    if reason:
+        click.echo(f"no data path: {reason}", err=True)
+        return
+    checks = all_checks(settings.bpf_root)
+    for check in checks:
+        state = "ok" if check.ok else "missing" if check.needed else "not there"
+        hint = f": {check.hint}" if check.hint else ""
+        click.echo(f"{state:9} {check.what}{hint}", err=True)
+    if settings.datapath == "veth" and not all(check.ok for check in checks if check.needed):
+        raise SetupError("datapath veth cannot work on this machine")
+
+
+@contextmanager
+def _reloads() -> Iterator[threading.Event]:
+    """Set by SIGHUP; at a terminal that is its end, and ends us too."""
+    asked = threading.Event()
+    if sys.stdin is not None and sys.stdin.isatty():
+        yield asked
+        return
+    before = signal.signal(signal.SIGHUP, lambda number, frame: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class _Handler(logging.Handler):

@@ -59,6 +59,7 @@ def list_endpoints(
         HTTPStatus.CONFLICT,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
         HTTPStatus.INSUFFICIENT_STORAGE,
     ),
 )
@@ -67,14 +68,28 @@ def add_endpoint(
 ) -> models.Endpoint:
     """Add an endpoint; without a number it gets the next that is free."""
     given = request.external_identifiers.model_dump(by_alias=True)
+    addresses: Sequence[str] = request.addresses
+    attachment = None
+    if request.netns or request.pid or request.interface:
+        attachment = node.links.find(
+            netns=request.netns,
+            pid=request.pid or 0,
+            interface=request.interface,
+            inner=request.inner,
+            addresses=addresses,
+        )
+        addresses = attachment.addresses
     endpoint = node.repository.add_endpoint(
-        request.addresses,
+        addresses,
         request.labels,
         {key: given[key] for key in EXTERNAL if given[key]},
         request.id,
         ports=[NamedPort(port.name, port.port, port.protocol) for port in request.ports],
         enforcement=request.enforcement,
         audit=request.audit,
+        attachment=attachment,
+        mode=request.mode,
+        sockmap=request.sockmap,
     )
     response.headers["Location"] = f"/v1/endpoint/{endpoint.id}"
     return views.endpoint(node, endpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -38,6 +39,12 @@ def xds_status(node: OurNode) -> models.XdsStatus:
 def redirects(node: OurNode) -> list[models.Redirect]:
     """Which connections of which endpoints a parser judges."""
     return views.redirects(node)
+
+
+@router.post("/envoy/reload", operation_id="reloadEnvoys", status_code=HTTPStatus.ACCEPTED)
+def reload_envoys(node: OurNode) -> models.Reloading:
+    """Have a new Envoy take over from each that runs; its connections go on."""
+    return models.Reloading(envoys=node.links.proxies.reload())
 
 
 @router.get(

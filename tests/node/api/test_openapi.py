@@ -41,6 +41,7 @@ def test_the_document_is_served(agent: Agent) -> None:
         *("/identity", "/identity/{number}", "/ip"),
         *("/fqdn", "/fqdn/{name}", "/service", "/service/{name}"),
         *("/healthz", "/config", "/xds", "/redirects", "/metrics", "/monitor"),
+        "/envoy/reload",
     }
 
 

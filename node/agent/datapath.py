@@ -1,0 +1,405 @@
+"""The endpoints' programs and maps, made the same as what the engine says now.
+
+A change says only what may be another (`sync`); what is written is what the engine has
+when it is written.  So what cannot be done is noted, its endpoint is closed, and
+the next try needs to know nothing of the changes in between.
+
+Nothing of it touches the machine before the first endpoint that has an interface.  And
+nothing is taken away when the agent ends: `close` lets go, and what is in force stays in
+force until the next agent has made it the same again.
+
+Order within one change.  Policies are written before identities of addresses: what an
+address is then judged by is there already.  Only where an identity is denied by itself
+that is not enough: an address that is about to get another identity could pass by what
+both the old and the new state forbid.  Such an endpoint takes no new connection for
+these milliseconds; running ones are judged again when the change is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from bpf.errors import BpfError
+from node.agent.endpoints import NodeEndpoint
+from node.agent.entries import Listening, Translated, translate
+from node.agent.prefixes import Prefixes
+from node.agent.redirects import Kind, NodeRedirects
+from proxylib.errors import ConfigError
+from proxylib.proto import npds_pb2 as npds
+from xds.changes import Changes
+from xds.engine import Engine
+from xds.mapstate import ANY_IDENTITY
+
+if TYPE_CHECKING:
+    from bpf.datapath import Datapath, Link
+
+RETRY = 2.0
+"""Seconds until what could not be done is tried again."""
+
+log = logging.getLogger(__name__)
+
+Opener = Callable[[], "Datapath"]
+Addresses = Callable[[], frozenset[str]]
+
+
+class NoDatapath(ConfigError):
+    """Endpoints cannot have an interface here; the text says why, and what would do."""
+
+
+class Health(NamedTuple):
+    """How it is with an endpoint.
+
+    state: ready, not-ready, or disconnected (its interface is gone); reason: why it is
+    not ready. closed: what nobody can judge of its policy, and why.
+    """
+
+    state: str = "ready"
+    reason: str = ""
+    closed: tuple[str, ...] = ()
+
+
+READY = Health()
+
+
+class NodeDatapath:
+    """Keeps the programs of one node. Safe for threads.
+
+    opener: opens the data path; raises BpfError. unavailable: why there is none, if that
+    is known from the start. addresses: those of the node itself.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        redirects: NodeRedirects,
+        opener: Opener,
+        *,
+        unavailable: str = "",
+        addresses: Addresses = frozenset,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._redirects = engine, redirects
+        self._opener, self._unavailable = opener, unavailable
+        self._own_addresses, self._clock = addresses, clock
+        self._lock = threading.RLock()
+        self._datapath: Datapath | None = None
+        self._problem = ""
+        self._endpoints: Mapping[int, NodeEndpoint] = {}
+        self._listening = Listening({}, {})
+        # What may be another than what is in force.
+        self._dirty: set[int] = set()
+        self._stale: set[int] = set()
+        self._retry_at = 0.0
+        self._failures = 0
+        # What is in force.
+        self._health: dict[int, Health] = {}
+        self._links: dict[int, Link] = {}
+        self._policies: dict[int, Translated] = {}
+        self._gone: dict[int, str] = {}
+        self._identities = Prefixes()
+        self._unidentified = ""
+
+    # What others ask.
+
+    @property
+    def datapath(self) -> Datapath | None:
+        """What is open, if anything."""
+        return self._datapath
+
+    @property
+    def unavailable(self) -> str:
+        """Why no endpoint can have an interface; empty if one can, or that is not known yet."""
+        return self._unavailable or self._problem
+
+    @property
+    def failures(self) -> int:
+        """How often something could not be done."""
+        return self._failures
+
+    def health(self, number: int) -> Health:
+        """How it is with an endpoint."""
+        return self._health.get(number, READY)
+
+    def pending(self) -> Mapping[int, str]:
+        """Endpoints whose policy is not in force as it should be, and why."""
+        with self._lock:
+            return {
+                number: health.reason
+                for number, health in self._health.items()
+                if health.state == "not-ready"
+            }
+
+    def attached(self) -> Collection[int]:
+        """The endpoints whose packets pass programs of ours."""
+        return tuple(self._links)
+
+    # What others do.
+
+    def check(self) -> None:
+        """Raises NoDatapath if it is plain that there cannot be one; does nothing else."""
+        if self._unavailable:
+            raise NoDatapath(self._unavailable)
+
+    def require(self) -> None:
+        """Have a data path. Raises NoDatapath."""
+        self.check()
+        with self._lock:
+            try:
+                self._open()
+            except BpfError as error:
+                raise NoDatapath(str(error)) from error
+
+    def sync(
+        self,
+        changes: Changes | None = None,
+        endpoints: Mapping[int, NodeEndpoint] | None = None,
+    ) -> None:
+        """Take up what has changed in the engine, in the endpoints, and of redirects.
+
+        Raises nothing: what cannot be done is `pending`, and tried again.
+        """
+        with self._lock:
+            if endpoints is not None:
+                self._take(endpoints)
+            if changes is not None:
+                self._dirty |= changes.maps | changes.endpoints | changes.removed
+                self._stale |= changes.hosts
+            listening = Listening(self._redirects.ports(), self._redirects.problems())
+            if listening != self._listening:
+                self._dirty |= self._redirects.users(_changed(self._listening, listening))
+                self._listening = listening
+            self._settle()
+
+    def disconnected(self, number: int, reason: str) -> None:
+        """An endpoint's interface or namespace is gone."""
+        with self._lock:
+            if number in self._endpoints:
+                log.warning("endpoint %d: disconnected: %s", number, reason)
+                self._gone[number] = reason
+                self._dirty.add(number)
+                self._settle()
+
+    def tick(self) -> None:
+        """Try again what could not be done, and look at the node's own addresses."""
+        with self._lock:
+            if self._clock() < self._retry_at:
+                return
+            self._retry_at = self._clock() + RETRY
+            if self._datapath is not None:
+                self._identities.set_own(self._own_addresses())
+            self._settle()
+
+    def close(self) -> None:
+        """Let go; what is in force stays in force."""
+        with self._lock:
+            if self._datapath is not None:
+                self._datapath.close()
+                self._datapath = None
+
+    # How.
+
+    def _take(self, endpoints: Mapping[int, NodeEndpoint]) -> None:
+        before, self._endpoints = self._endpoints, endpoints
+        for number in before.keys() | endpoints.keys():
+            old, new = before.get(number), endpoints.get(number)
+            if old is not new:
+                self._dirty.add(number)
+                if old is None or new is None or old.attachment != new.attachment:
+                    self._gone.pop(number, None)
+
+    def _wanted(self) -> list[int]:
+        return [n for n, e in self._endpoints.items() if e.attachment is not None]
+
+    def _open(self) -> Datapath:
+        """The data path; all there is to do with it is noted. Raises BpfError."""
+        if self._datapath is None:
+            try:
+                self._datapath = self._opener()
+            except BpfError as error:
+                self._problem = str(error)
+                raise
+            self._problem = ""
+            wanted = {*self._wanted()}
+            # Of an agent before us: those that are still wanted are attached again, which
+            # takes nothing away; the others are to go.
+            found = self._datapath.attached()
+            self._links = {number: link for number, link in found.items() if number not in wanted}
+            self._policies.clear()
+            self._dirty |= wanted | self._links.keys()
+            self._identities = Prefixes(self._datapath.identities())
+            self._identities.set_all(self._engine.addresses())
+            self._identities.set_own(self._own_addresses())
+            self._stale.clear()
+        return self._datapath
+
+    def _settle(self) -> None:
+        """Do all that there is to do and can be done."""
+        wanted = self._wanted()
+        if self._datapath is None and (not wanted or self._unavailable):
+            self._health = {
+                n: Health("not-ready", self._unavailable) for n in wanted if self._unavailable
+            }
+            self._dirty.clear()
+            self._stale.clear()
+            return
+        try:
+            datapath = self._open()
+            for identity in self._stale:
+                self._identities.set(identity, self._prefixes_of(identity))
+            self._stale.clear()
+            dirty, self._dirty = self._dirty & {*wanted, *self._links, *self._health}, set()
+            delta = self._identities.delta()
+            if dirty or delta:
+                with datapath.transaction():
+                    self._write(datapath, dirty, delta)
+        except BpfError as error:
+            self._count("the data path", str(error))
+            self._dirty |= {*wanted}
+            for number in wanted:
+                self._health[number] = Health("not-ready", str(error))
+
+    def _write(
+        self, datapath: Datapath, dirty: Collection[int], delta: Mapping[str, int | None]
+    ) -> None:
+        policies = dict(self._translated(dirty))
+        held = set(self._to_hold(policies) if self._identities.tells_apart(delta) else ())
+        for number in held:
+            del self._policies[number]
+            datapath.set_policy(number, None)
+        for number in dirty:
+            if number not in held:
+                self._one(datapath, number, policies.get(number))
+        self._identify(datapath, delta)
+        for number in held:
+            self._one(datapath, number, policies[number])
+
+    def _to_hold(self, policies: Mapping[int, Translated]) -> Iterator[int]:
+        """Endpoints with a policy in force that deny somebody by identity, before or after."""
+        for number, policy in policies.items():
+            before = self._policies.get(number)
+            if before is not None and (before.denying or policy.denying):
+                yield number
+
+    def _translated(self, numbers: Iterable[int]) -> Iterator[tuple[int, Translated]]:
+        for number in numbers:
+            endpoint = self._endpoints.get(number)
+            if endpoint is None or endpoint.attachment is None or number in self._gone:
+                continue
+            with suppress(KeyError):  # It goes in this moment; that will be told.
+                state = self._engine.map_state(number)
+                yield number, translate(state, self._redirects.of(number), self._listening)
+
+    def _one(self, datapath: Datapath, number: int, policy: Translated | None) -> None:
+        """Make one endpoint as it should be, or closed."""
+        try:
+            if policy is None:
+                self._let_go(number)
+                self._detach(datapath, number)
+                return
+            link, before_link = self._link(number), self._links.get(number)
+            if before_link is not None and _place(before_link) != _place(link):
+                self._detach(datapath, number)
+            if before_link != link:
+                datapath.attach(link)
+                self._links[number] = link
+            if self._unidentified and any(e.identity != ANY_IDENTITY for e in policy.entries):
+                raise BpfError(self._unidentified)
+            before = self._policies.get(number)
+            if before is None or before.entries != policy.entries:
+                datapath.set_policy(number, policy.entries)
+            self._policies[number] = policy
+            self._ready(number, policy)
+        except BpfError as error:
+            self._fail(datapath, number, str(error))
+
+    def _detach(self, datapath: Datapath, number: int) -> None:
+        self._policies.pop(number, None)
+        if number in self._links:
+            datapath.detach(number)
+            del self._links[number]
+
+    def _let_go(self, number: int) -> None:
+        if number in self._gone:
+            self._health[number] = Health("disconnected", self._gone[number])
+        else:
+            self._health.pop(number, None)
+
+    def _ready(self, number: int, policy: Translated) -> None:
+        closed = tuple(policy.closed)
+        if closed and self.health(number).closed != closed:
+            log.warning("endpoint %d: closed, %s", number, "; ".join(closed))
+        self._health[number] = Health(closed=closed)
+
+    def _fail(self, datapath: Datapath, number: int, reason: str) -> None:
+        """Close an endpoint that cannot be as it should."""
+        self._policies.pop(number, None)
+        with suppress(BpfError):
+            datapath.set_policy(number, None)
+        self._dirty.add(number)
+        self._count(f"endpoint {number}", reason)
+        self._health[number] = Health("not-ready", reason)
+
+    def _count(self, what: str, reason: str) -> None:
+        self._failures += 1
+        said = {health.reason for health in self._health.values()}
+        if reason not in said:
+            log.error("%s: %s", what, reason)
+
+    def _link(self, number: int) -> Link:
+        from bpf.datapath import Link
+
+        endpoint = self._endpoints[number]
+        attachment = endpoint.attachment
+        assert attachment is not None
+        inside = endpoint.mode == "sidecar"
+        return Link(
+            number=number,
+            ifindex=attachment.inner_ifindex if inside else attachment.ifindex,
+            ipv4=endpoint.address(4),
+            ipv6=endpoint.address(6),
+            identity=self._engine.policy(number).identity,
+            netns=attachment.netns if inside else "",
+        )
+
+    def _prefixes_of(self, identity: int) -> set[str]:
+        body = self._engine.hosts(identity)
+        if body is None:
+            return set()
+        return set(npds.NetworkPolicyHosts.FromString(body).host_addresses)
+
+    def _identify(self, datapath: Datapath, delta: Mapping[str, int | None]) -> None:
+        """Write what addresses are; endpoints that depend on it are closed if that fails."""
+        try:
+            # What is new first: no address is the world's in between that was not before.
+            for new in (True, False):
+                part = {p: number for p, number in delta.items() if (number is not None) is new}
+                if part:
+                    datapath.set_identities(part)
+                    self._identities.written(part)
+        except BpfError as error:
+            self._count("identities of addresses", str(error))
+            self._unidentified = str(error)
+        else:
+            if not self._unidentified:
+                return
+            self._unidentified = ""
+        for number, policy in list(self._policies.items()):
+            self._one(datapath, number, policy)
+        if not self._unidentified:
+            # Those that were closed for it are taken up again.
+            self._dirty |= self.pending().keys() & {*self._wanted()}
+
+
+def _place(link: Link) -> tuple[int, str]:
+    return link.ifindex, link.netns
+
+
+def _changed(before: Listening, after: Listening) -> set[Kind]:
+    """The kinds that are taken elsewhere now; also those whose one-pass listener is another."""
+    kinds = {kind for item in (before, after) for kind in (*item.ports, *item.problems)}
+    return {kind for kind in kinds if before.of(kind) != after.of(kind)}

@@ -1,0 +1,78 @@
+"""From the agent's settings to its data path: whether there can be one, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from bpf.errors import BpfError
+from bpf.schema import Flags
+from node.agent.claim import claim_namespace
+from node.agent.config import AgentConfig
+
+if TYPE_CHECKING:
+    from bpf.datapath import Datapath, DatapathConfig
+
+FLAGS = {"medium": Flags.TRACE | Flags.POLICY_VERDICT, "maximum": Flags(0)}
+"""What the programs report beside drops: connections' judgements, first packets and ends; or
+nothing."""
+
+
+def unavailable(config: AgentConfig) -> str:
+    """Why there cannot be a data path, if that is plain from the start; empty otherwise."""
+    if config.datapath == "none":
+        return "this agent has datapath: none"
+    if config.upstream is not None:
+        return "this agent's redirects lead to an upstream; programs need transparent ones"
+    if os.geteuid() != 0:
+        return "the programs of endpoints with an interface need root: run the agent as root"
+    return ""
+
+
+def opener(config: AgentConfig, stack: ExitStack) -> Callable[[], Datapath]:
+    """What opens the data path, for this agent alone as long as `stack` lasts."""
+
+    def open_() -> Datapath:
+        # Not before it is needed: most agents of tests and demos have none.
+        from bpf.datapath import Datapath
+
+        with ExitStack() as claimed:
+            claimed.enter_context(claim_namespace())
+            opened = Datapath.open(datapath_config(config))
+            stack.push(claimed.pop_all())
+        return opened
+
+    return open_
+
+
+def datapath_config(config: AgentConfig) -> DatapathConfig:
+    """The settings that are the data path's."""
+    from bpf.datapath import DatapathConfig
+
+    return DatapathConfig(
+        root=config.bpf_root,
+        cache=config.state_dir / "bpf-cache",
+        state=config.state_dir / "bpf",
+        sizes={"conntrack": config.bpf_ct_global_max, "ipcache": config.bpf_ipcache_max},
+        policy_max=config.bpf_policy_map_max,
+        flags=FLAGS[config.monitor_aggregation],
+    )
+
+
+def own_addresses() -> frozenset[str]:
+    """The addresses of the caller's network namespace, but for loopback's.
+
+    Raises BpfError if the kernel does not say them.
+    """
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as route:
+            found = [message.get_attr("IFA_ADDRESS") for message in route.get_addr()]
+    except (NetlinkError, OSError) as error:
+        raise BpfError(f"the node's own addresses are not known: {error}") from error
+    return frozenset(a for a in found if a is not None and not ip_address(a).is_loopback)
