@@ -2,7 +2,9 @@
 
 A subscriber has a queue of bounded length.  Entries that find it full are lost for it, and
 it is told how many: a slow reader costs others nothing, and the agent no more memory than
-`MAX_QUEUED` of them.  What nobody wants is not even put into words.
+`MAX_QUEUED` of them.  Publishing is quick, because whoever publishes reads the access log or
+the ring buffer, where others lose what it is too slow for; entries are put into words
+when a subscriber takes them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,23 @@ MAX_QUEUED_BYTES = 2 << 20
 """Longest queue of a subscriber. An entry has about 500 bytes, one with long headers 32 KiB."""
 
 Build = Callable[[], dict[str, Any]]
+
+
+class Entry:
+    """Something that happened, to be put into words once, if ever. size: about its bytes."""
+
+    __slots__ = ("_build", "_line", "size")
+
+    def __init__(self, build: Build, size: int) -> None:
+        self._build = build
+        self._line = b""
+        self.size = size
+
+    def line(self) -> bytes:
+        """One line of the stream. Threads that ask at once build it twice, to the same."""
+        if not self._line:
+            self._line = encode(self._build())
+        return self._line
 
 
 class TooManySubscribers(ConfigError):
@@ -60,35 +79,36 @@ class Subscription:
     filter: Filter
     wake: Callable[[], None]
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _queue: list[bytes] = field(default_factory=list)
+    _queue: list[Entry] = field(default_factory=list)
     _bytes: int = 0
     _lost: int = 0
     _ended: bool = False
 
     def take(self) -> tuple[list[bytes], bool]:
-        """The lines that are there, in order, and whether these are the last."""
-        with self._lock:
-            lines, self._queue = self._queue, []
-            self._bytes = 0
-            if self._lost:
-                # Nothing was queued any more after the first that was lost.
-                lines.append(encode({"type": "lost", "from": "monitor", "count": self._lost}))
-                self._lost = 0
-            return lines, self._ended
+        """The lines that are there, in order, and whether these are the last.
 
-    @property
-    def has_room(self) -> bool:
-        return not self._lost and len(self._queue) < MAX_QUEUED and self._bytes < MAX_QUEUED_BYTES
-
-    def put(self, line: bytes) -> None:
-        """Queue a line. Without room for it, or if it is empty, it counts as lost."""
+        May take some tenths of a second: not to be called where others wait.
+        """
         with self._lock:
-            if not line or not self.has_room:
+            entries, self._queue = self._queue, []
+            lost, self._lost = self._lost, 0
+            ended, self._bytes = self._ended, 0
+        lines = [entry.line() for entry in entries]
+        if lost:
+            # Nothing was queued any more after the first that was lost.
+            lines.append(encode({"type": "lost", "from": "monitor", "count": lost}))
+        return lines, ended
+
+    def put(self, entry: Entry) -> None:
+        """Queue an entry, or count it as lost if there is no room for it."""
+        with self._lock:
+            first = not self._queue
+            room = len(self._queue) < MAX_QUEUED and self._bytes < MAX_QUEUED_BYTES
+            if self._lost or not room:
                 self._lost += 1
                 return
-            first = not self._queue
-            self._queue.append(line)
-            self._bytes += len(line)
+            self._queue.append(entry)
+            self._bytes += entry.size
         if first:
             self.wake()
 
@@ -138,25 +158,25 @@ class Hub:
         """Whether anybody wants entries of this type."""
         return any(s.filter.wants(kind) for s in self._subscriptions)
 
-    def publish(self, kind: str, source: int, destination: int, build: Build) -> None:
+    def publish(
+        self, kind: str, source: int, destination: int, build: Build, size: int = 500
+    ) -> None:
         """Give an entry about these two endpoints (0: none of this node) to all who want it.
 
-        build: makes the entry, and is called only if somebody has room for it.
+        build: makes the entry, later and on another thread; size: about how many bytes it keeps.
         """
-        line = b""
+        entry = None
         for subscription in self._subscriptions:
             chosen = subscription.filter
-            if not chosen.wants(kind) or not chosen.takes(source, destination):
-                continue
-            if not line and subscription.has_room:
-                line = encode(build())
-            subscription.put(line)
+            if chosen.wants(kind) and chosen.takes(source, destination):
+                entry = entry or Entry(build, size)
+                subscription.put(entry)
 
     def tell(self, entry: dict[str, Any]) -> None:
         """Give an entry about the stream itself to everybody."""
-        line = encode(entry)
+        told = Entry(lambda: entry, 100)
         for subscription in self._subscriptions:
-            subscription.put(line)
+            subscription.put(told)
 
     def close(self) -> None:
         """End every subscription, and those to come, in order."""

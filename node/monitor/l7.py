@@ -25,7 +25,11 @@ def _publish(hub: Hub, ends: Ends, entry: LogEntry) -> None:
         return
     source = ends.endpoint(entry.source_address)
     destination = ends.endpoint(entry.destination_address)
-    hub.publish("l7", source, destination, lambda: _record(ends, entry, source, destination))
+
+    def build() -> dict[str, Any]:
+        return _record(ends, entry, source, destination)
+
+    hub.publish("l7", source, destination, build, entry.ByteSize())
 
 
 def _record(ends: Ends, entry: LogEntry, source: int, destination: int) -> dict[str, Any]:

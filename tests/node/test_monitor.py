@@ -68,9 +68,10 @@ def test_lines_and_count(command: Start, short_path: Path) -> None:
 def test_a_signal_ends_it(command: Start, short_path: Path, number: int) -> None:
     with running(short_path) as agent:
         watcher = monitor(command, agent)
-        watched(agent)
+        assert watcher.process.stderr is not None
+        assert watcher.process.stderr.readline() == "proxylib: watching node-1; Ctrl-C ends it\n"
         assert watcher.end(number) == 0
-        assert watcher.stderr() == "proxylib: watching node-1; Ctrl-C ends it\n"
+        assert watcher.stderr() == ""
         watched(agent, 0)
 
 

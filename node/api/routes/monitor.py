@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from node.agent.endpoints import MAX_ENDPOINT_ID
@@ -103,7 +104,7 @@ class _Stream(StreamingResponse):
             except TimeoutError:
                 ended, reason = True, "the time is up"
             ready.clear()
-            lines, over = self._subscription.take()
+            lines, over = await run_in_threadpool(self._subscription.take)
             ended = ended or over
             if lines:
                 yield b"".join(lines)
