@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks import calls, policy, protocols, proxying, reloading, sandbox
+from benchmarks import calls, node, policy, protocols, proxying, reloading, sandbox
 from benchmarks.tools import need
 
-TABLES = ("all", "calls", "proxying", "policy", "sandbox", "reload", "protocols")
+TABLES = ("all", "calls", "proxying", "policy", "sandbox", "reload", "node", "protocols")
 NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
 
 
@@ -52,6 +52,10 @@ def main(rounds: int, scale: float, only: str, as_json: bool) -> None:
             states = reloading.measure(folder, rounds, scale)
             found["reload"] = [*states]
             _show(reloading.show(states), as_json)
+        if only in ("all", "node"):
+            ways = node.measure(folder, rounds, scale)
+            found["node"] = [*ways]
+            _show(node.show(ways), as_json)
         if only in ("all", "protocols", *NAMES):
             wanted = [name for name in NAMES if only not in NAMES or name.startswith(only)]
             lines = protocols.measure(folder, wanted, rounds, scale)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, protocols, proxying, sandbox
+from benchmarks import calls, node, protocols, proxying, sandbox
 from demos.servers import cassandra, kafka, maven
+from tests.conftest import MakeLab
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +46,16 @@ def test_sandbox() -> None:
     measured = {(row["variant"], row["depth"]) for row in rows}
     variants = ("in process", "isolated")
     assert measured == {(name, depth) for name in variants for depth, _ in sandbox.LOADS}
+
+
+def test_node(make_lab: MakeLab) -> None:
+    make_lab()  # left out where there can be none
+    rows = bench("node")
+    assert {(row["case"], row["variant"]) for row in rows} >= node.REACH.keys()
+    assert all(row["p50_us"] > 0 for row in rows)
+    quick = [row for row in rows if "bulk" not in row["case"]]
+    envoys = {row["variant"] for row in quick if row["cpu_us"] > 30}
+    assert envoys <= {"explicit", "redirected"}, "what no policy selects never meets Envoy"
 
 
 def test_reload() -> None:
