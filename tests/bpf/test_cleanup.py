@@ -32,7 +32,7 @@ def state(namespace: Namespace) -> dict[str, object]:
     return {
         "rules": namespace.ip("rule") + namespace.ip("-6", "rule"),
         # The kernel adds IPv6 routes of its own, when it has probed its addresses.
-        "routes": namespace.ip("route", "show", "table", "all"),
+        "routes": namespace.ip("-4", "route", "show", "table", "all"),
         "table": "table 2004" in namespace.ip("-6", "route", "show", "table", "all"),
         "qdiscs": namespace.tc("qdisc"),
         "sysctls": within(namespace.path, sysctls),
