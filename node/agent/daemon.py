@@ -29,8 +29,8 @@ from node.agent.secrets import TlsSecrets
 from node.agent.store import Store
 from node.errors import SetupError
 from node.monitor.ends import Ends
-from node.monitor.hub import Hub
-from node.monitor.l7 import publish as show
+from node.monitor.l7 import publish
+from node.monitor.watch import Watch
 from xds.ads.ports import ProxyPorts
 from xds.ads.resources import DOWNSTREAM_MARK, NodeConfig, Transparency
 from xds.control import ControlServer
@@ -94,10 +94,12 @@ def run(config: AgentConfig) -> Iterator[Node]:
             config.upstream_server,
             one_pass=config.upstream is None and config.datapath != "none",
         )
+        ends = Ends(control.engine)
+        monitor = Watch(ends, traces=config.monitor_aggregation != "maximum")
         datapath = NodeDatapath(
             control.engine,
             redirects,
-            opener(config, stack),
+            monitor.watching(opener(config, stack)),
             unavailable=unavailable(config),
             addresses=own_addresses,
         )
@@ -110,6 +112,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
             lambda number, found: repository.set_attachment(number, found),  # noqa: PLW0108
         )
         stack.callback(links.close)
+        stack.callback(monitor.closed)
         if shared is not None:
             shared.start(control.identities_changed, control.renumber)
         repository = Repository(
@@ -119,18 +122,15 @@ def run(config: AgentConfig) -> Iterator[Node]:
         folder = None
         if config.policy_dir is not None:
             folder = stack.enter_context(PolicyFolder(config.policy_dir, repository))
-        monitor = Hub()
-        ends = Ends(control.engine)
+        show = partial(publish, monitor.hub, ends)
         decisions = stack.enter_context(
-            Decisions(
-                config.access_log_path, registry, group=group, show=partial(show, monitor, ends)
-            )
+            Decisions(config.access_log_path, registry, group=group, show=show)
         )
         control.start()
         node = Node(config, repository, control, decisions, redirects, links, monitor, folder)
         stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))
         # Before the API ends, or it would wait for those who watch.
-        stack.callback(monitor.close)
+        stack.callback(monitor.hub.close)
         yield node
 
 

@@ -10,7 +10,7 @@ from node.agent.folder import PolicyFolder
 from node.agent.links import NodeLinks
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
-from node.monitor.hub import Hub
+from node.monitor.watch import Watch
 from xds.control import ControlServer
 
 
@@ -24,10 +24,11 @@ class Node:
     decisions: Decisions
     redirects: NodeRedirects
     links: NodeLinks
-    monitor: Hub
+    monitor: Watch
     folder: PolicyFolder | None = None
 
     def tick(self) -> None:
         """What is to be done about twice a second. Raises ConfigError if no port is left."""
         self.links.tick()
+        self.monitor.tick()
         self.repository.resolve_redirects()

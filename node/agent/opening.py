@@ -9,16 +9,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from bpf.errors import BpfError
-from bpf.schema import Flags
 from node.agent.claim import claim_namespace
 from node.agent.config import AgentConfig
 
 if TYPE_CHECKING:
     from bpf.datapath import Datapath, DatapathConfig
-
-FLAGS = {"medium": Flags.TRACE | Flags.POLICY_VERDICT, "maximum": Flags(0)}
-"""What the programs report beside drops: connections' judgements, first packets and ends; or
-nothing."""
 
 
 def unavailable(config: AgentConfig) -> str:
@@ -58,7 +53,6 @@ def datapath_config(config: AgentConfig) -> DatapathConfig:
         state=config.state_dir / "bpf",
         sizes={"conntrack": config.bpf_ct_global_max, "ipcache": config.bpf_ipcache_max},
         policy_max=config.bpf_policy_map_max,
-        flags=FLAGS[config.monitor_aggregation],
     )
 
 

@@ -83,7 +83,7 @@ def test_lines_are_as_in_the_source_document(tmp_path_factory: pytest.TempPathFa
     server = Address(SERVER, free_port(SERVER))
     with application(server), running(folder) as agent, envoy(agent, folder, server) as proxy:
         assert agent.node is not None
-        hub = agent.node.monitor
+        hub = agent.node.monitor.hub
         agent.add_endpoint(SERVER, "k8s:app=nginx", *COMMON)
         agent.add_endpoint(ALPINE, "k8s:app=alpine", *COMMON)
         policy = POLICY.format(port=server.port)

@@ -41,7 +41,7 @@ def log(agent: Agent, entry: LogEntry = DENIED) -> None:
 
 def watched(agent: Agent, monitors: int = 1) -> None:
     assert agent.node is not None
-    hub = agent.node.monitor
+    hub = agent.node.monitor.hub
     wait_for(lambda: hub.subscribers == monitors, "the monitor", 60)
 
 
@@ -122,7 +122,7 @@ def test_whoever_reads_it_may_go(short_path: Path) -> None:
                 log(agent)
             # head is gone at the first line, the monitor when it writes another.
             assert agent.node is not None
-            hub = agent.node.monitor
+            hub = agent.node.monitor.hub
             wait_for(lambda: (log(agent), hub.subscribers == 0)[1], "the monitor to end", 30)
             output, errors = pipe.communicate(timeout=30)
         assert output.startswith("<- Request r2d2")

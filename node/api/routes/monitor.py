@@ -66,7 +66,7 @@ async def monitor(
     The first line comes at once. Whoever reads too slowly loses entries, and is told how many.
     """
     wanted = Filter(frozenset(types), frozenset(related), frozenset(source), frozenset(destination))
-    return _Stream(node.monitor, node.config.node_name, wanted, timeout)
+    return _Stream(node.monitor.hub, node.config.node_name, wanted, timeout)
 
 
 class _Stream(StreamingResponse):

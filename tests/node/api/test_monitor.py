@@ -33,7 +33,7 @@ def test_it_ends_when_the_time_is_up(agent: Agent) -> None:
 
 def test_there_are_only_so_many(agent: Agent) -> None:
     assert agent.node is not None
-    hub = agent.node.monitor
+    hub = agent.node.monitor.hub
     with ExitStack() as open_ones:
         for item in subscribe(agent, many=MAX_SUBSCRIBERS):
             open_ones.enter_context(item)

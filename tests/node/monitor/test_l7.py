@@ -44,7 +44,7 @@ def watching(agent: Agent, **params: Any) -> Iterator[queue.Queue[dict[str, Any]
     thread.start()
     assert lines.get(timeout=WAIT) == {"type": "start", "node": "node-1"}
     yield lines
-    agent.node.monitor.close()
+    agent.node.monitor.hub.close()
     thread.join(WAIT)
     assert not thread.is_alive()
 
@@ -144,7 +144,7 @@ def test_a_subscriber_that_does_not_read_holds_nobody_up(short_path: Path) -> No
     many = 3 * MAX_QUEUED
     with running(short_path) as agent, socket.socket(socket.AF_UNIX) as sleeper:
         assert agent.node is not None
-        hub, decisions = agent.node.monitor, agent.node.decisions
+        hub, decisions = agent.node.monitor.hub, agent.node.decisions
         sleeper.settimeout(WAIT)
         sleeper.connect(str(agent.config.api_path))
         sleeper.sendall(b"GET /v1/monitor HTTP/1.0\r\n\r\n")
