@@ -294,7 +294,8 @@ def describe(returncode: int | None) -> str:
     if returncode is None:
         return "still running"
     if returncode < 0:
-        return f"killed by {signal.Signals(-returncode).name}"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"killed by {known.get(-returncode, f'signal {-returncode}')}"
     return f"exit status {returncode}"
 
 

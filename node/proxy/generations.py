@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from node.envoy import READY_TIMEOUT, STOP_GRACE, ask, environment
+from node.errors import SetupError
 from node.proxy import handover, launch, log, state
 from node.proxy.places import Places
 from node.proxy.plan import PARENT_SHUTDOWN_TIME, Plan
@@ -45,14 +46,16 @@ class Member:
 class Generations:
     """All that run. Used by one thread.
 
-    drain: seconds that one which drains may take.
+    drain: seconds that one which drains may take. problem: why the disk has not what is
+    true; empty when it has.
     """
 
     def __init__(self, places: Places, drain: float = PARENT_SHUTDOWN_TIME) -> None:
         self.places = places
+        self.problem = ""
         self._drain = drain
         self.members: list[Member] = []
-        self._places: dict[int, tuple[socket.socket, float]] = {}
+        self._stand_ins: dict[tuple[int, int], tuple[socket.socket, float]] = {}
 
     def the(self, role: Role) -> Member | None:
         """The one that has a role, other than draining."""
@@ -69,22 +72,18 @@ class Generations:
         self.members = [
             Member(item, process, now + READY_TIMEOUT) for item, process in left.running
         ]
-        # Found by their processes: the newest one counts, whatever the others are.
-        open_ends = [member for member in self.members if member.role is not Role.DRAINING]
-        open_ends.sort(key=lambda member: (member.process.started, member.generation.epoch))
-        for index, member in enumerate(open_ends[:-1]):
-            before_last = index == len(open_ends) - 2
-            serving = before_last and member.generation.base == open_ends[-1].generation.base
-            if member.role is Role.STARTING:
-                self._set(member, Role.SERVING if serving else Role.DRAINING)
-            elif not serving:
-                self._set(member, Role.DRAINING)
+        # By the file, one serves and one may start. By the processes alone who knows: the
+        # newest is asked whether it serves, and until then it is the one before.
+        others = sorted((m for m in self.members if m.role is not Role.DRAINING), key=_age)
+        newest = others.pop() if others else None
+        for number, member in enumerate(reversed(others)):
+            related = newest is not None and member.generation.base == newest.generation.base
+            self._become(member, Role.SERVING if related and number == 0 else Role.DRAINING)
         for item in left.gone:
             if item.role is Role.DRAINING:
                 self._stand_in(item)
         self._tidy()
-        if self.members:
-            self._write()
+        self.write()
         return left.problem
 
     def start(self, plan: Plan) -> Member:
@@ -148,9 +147,9 @@ class Generations:
         """It serves; the one that did drains."""
         for other in self.members:
             if other.role is Role.SERVING:
-                self._set(other, Role.DRAINING)
-        self._set(member, Role.SERVING)
-        self._write()
+                self._become(other, Role.DRAINING)
+        self._become(member, Role.SERVING)
+        self.write()
         link, new = self.places.admin_link, self.places.run_dir / ".admin.new"
         with suppress(OSError):
             new.unlink(missing_ok=True)
@@ -164,7 +163,7 @@ class Generations:
         if member.role is Role.DRAINING:
             self._stand_in(member.generation)
         self._tidy()
-        self._write()
+        self.write()
 
     def end(self, grace: float = STOP_GRACE) -> None:
         """End all, and take away everything of theirs, the log too."""
@@ -183,37 +182,49 @@ class Generations:
         """Let go of all."""
         for member in self.members:
             member.process.close()
-        for place, _ in self._places.values():
+        for place, _ in self._stand_ins.values():
             place.close()
-        self.members, self._places = [], {}
+        self.members, self._stand_ins = [], {}
 
     def overdue(self) -> list[Member]:
         """Those that drain for longer than they may."""
         now = time.time()
         return [m for m in self.draining if now > m.generation.ends + DRAIN_GRACE]
 
-    def _set(self, member: Member, role: Role) -> None:
+    def _become(self, member: Member, role: Role) -> None:
+        if member.role is role:
+            return
         now = time.time()
         ends = now + self._drain if role is Role.DRAINING else 0.0
         member.generation = replace(member.generation, role=role, since=now, ends=ends)
+
+    def write(self) -> None:
+        """Have on the disk what is true, if it can be had. Who comes after us finds out."""
+        try:
+            self._write()
+        except SetupError as error:
+            self.problem = str(error)
+        else:
+            self.problem = ""
 
     def _write(self) -> None:
         state.write(self.places.state, [member.generation for member in self.members])
 
     def _stand_in(self, item: Generation) -> None:
         """Its successor tells it to end when its time comes, and fails if nobody is there."""
-        if time.time() < item.ends and item.base not in self._places:
-            place = handover.stand_in(self.places, item.base, item.epoch)
+        key = item.base, item.epoch
+        if time.time() < item.ends and key not in self._stand_ins:
+            place = handover.stand_in(self.places, *key)
             if place is not None:
-                self._places[item.base] = place, item.ends + DRAIN_GRACE
+                self._stand_ins[key] = place, item.ends + DRAIN_GRACE
 
     def _tidy(self) -> None:
         """Take away what is of none that runs."""
         bases = {member.generation.base for member in self.members}
-        for base, (place, ends) in list(self._places.items()):
-            if base not in bases or time.time() > ends:
+        for key, (place, ends) in list(self._stand_ins.items()):
+            if key[0] not in bases or time.time() > ends:
                 place.close()
-                del self._places[base]
+                del self._stand_ins[key]
         kept = {_key(member) for member in self.members}
         for item in state.with_bootstrap(self.places):
             if item[0] not in bases:
@@ -222,6 +233,10 @@ class Generations:
                 # The last of it to go: what has one is tidied up after.
                 self.places.admin(*item).unlink(missing_ok=True)
                 self.places.bootstrap(*item).unlink(missing_ok=True)
+
+
+def _age(member: Member) -> tuple[int, int]:
+    return member.process.started, member.generation.epoch
 
 
 def _key(member: Member) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -125,11 +126,19 @@ def make(config: ProxyConfig) -> Plan:
 
 
 def signature(config: ProxyConfig) -> Signature | None:
-    """Tells whether `make` would find other files than before; None: something is missing."""
+    """Tells whether `make` would find other files than before; None: something is missing.
+
+    It is a second old at most: all proxies look at the same files.
+    """
     try:
-        return _signature([find_envoy(config.binary), *_module_files(find_library())])
+        return _look(find_envoy(config.binary), int(time.monotonic()))
     except (SetupError, OSError):
         return None
+
+
+@lru_cache(maxsize=8)
+def _look(binary: Path, _second: int) -> Signature:
+    return _signature([binary, *_module_files(find_library())])
 
 
 def _module_files(library: Path) -> list[Path]:
@@ -155,7 +164,7 @@ def _digest(files: Signature) -> str:
 
 
 @lru_cache(maxsize=8)
-def _release(binary: Path, _: Signature) -> str:
+def _release(binary: Path, _signature: Signature) -> str:
     return check_release(binary)
 
 

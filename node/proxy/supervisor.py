@@ -168,13 +168,11 @@ class Proxy:
                 return
             try:
                 self._step()
-            except (
-                NodeError,
-                OSError,
-            ) as error:  # The disk is full, or the like: told, and tried again.
-                self._fail(str(error))
-            self._publish()
-            self._sleep()
+                self._publish()
+                self._sleep()
+            except Exception:  # An Envoy that nobody watches would be worse.
+                _log.exception("the watch over Envoy failed; it goes on")
+                time.sleep(LOOK_EVERY)
 
     def _step(self) -> None:
         for member in list(self._generations.members):
@@ -269,6 +267,9 @@ class Proxy:
             return
         self._next_look = now + LOOK_EVERY
         log.rotate(self.places.log, self.places.log_before, self.config.log_limit)
+        if self._generations.problem:
+            self._tell("proxy-state", self._generations.problem, "error")
+            self._generations.write()
         serving = self._generations.the(Role.SERVING)
         if serving is not None and time.time() - serving.generation.since > RAN_WELL:
             self._failures = 0
@@ -279,9 +280,13 @@ class Proxy:
             return
         if self._compared != self._looked:
             self._compared = self._looked
-            found = plan.make(self.config).fingerprint.differences(serving.generation.fingerprint)
-            if found:
-                self._tell("proxy-outdated", f"Envoy's {' and '.join(found)} changed")
+            try:
+                found = plan.make(self.config).fingerprint
+            except SetupError:
+                return
+            changes = found.differences(serving.generation.fingerprint)
+            if changes:
+                self._tell("proxy-outdated", f"Envoy's {' and '.join(changes)} changed")
                 with self._changed:
                     self._reload = True
 
@@ -305,6 +310,9 @@ class Proxy:
                     rehearse(found)
             except NodeError as error:
                 made = error
+            except Exception as error:
+                _log.exception("a start of Envoy could not be prepared")
+                made = SetupError(f"Envoy's start could not be prepared: {error!r}")
             with self._changed:
                 if self._preparing is preparing:
                     self._prepared = made

@@ -162,3 +162,4 @@ def test_exit_statuses_in_words() -> None:
     assert describe(None) == "still running"
     assert describe(3) == "exit status 3"
     assert describe(-9) == "killed by SIGKILL"
+    assert describe(-40) == "killed by signal 40"

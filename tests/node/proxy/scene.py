@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from node.proxy.status import ProxyEvent
 from node.proxy.supervisor import Proxy
 from xds.ads.bootstrap import NodeBootstrap
 from xds.ads.clusters import Upstream
-from xds.ads.resources import Direction, NodeConfig, Redirect, Transparency, build
+from xds.ads.resources import Direction, NodeConfig, Redirect, build
 from xds.control import ControlServer
 
 HOST = "127.0.0.1"
@@ -40,7 +41,7 @@ spec:
   ingress:
     - toPorts:
         - ports: [{{port: "{port}", protocol: TCP}}]
-          rules: {{l7proto: r2d2, l7: [{{cmd: {cmd}}}]}}
+          rules: {rules}
 """
 
 
@@ -49,7 +50,7 @@ class Scene:
     """folder: short enough for sockets. port: where the first redirect's listener is."""
 
     folder: Path
-    droid: Address
+    server: Address
     port: int
     node: NodeConfig
     control: ControlServer
@@ -59,10 +60,11 @@ class Scene:
     def config(self, name: str = "envoy", **changes: Any) -> ProxyConfig:
         folder = self.folder / name
         self.stack.callback(stop, folder / "state", folder / "run", 2)
-        settings = {
+        settings: dict[str, Any] = {
             "bootstrap": NodeBootstrap("node", self.folder / "xds.sock", Path("unused")),
             "drain_time": 1,
             "parent_shutdown_time": 2,
+            "concurrency": self.node.concurrency,
         }
         return ProxyConfig(folder / "state", folder / "run", **settings | changes)
 
@@ -72,22 +74,24 @@ class Scene:
         self.stack.callback(made.close)
         return made
 
-    def allow(self, cmd: str) -> None:
-        (self.folder / "policy.yaml").write_text(_POLICY.format(port=self.droid.port, cmd=cmd))
+    def allow(self, rules: str = "{l7proto: r2d2, l7: [{cmd: HALT}]}") -> None:
+        text = _POLICY.format(port=self.server.port, rules=rules)
+        (self.folder / "policy.yaml").write_text(text)
         if self.control.server.revision:
             self.control.reload()
 
-    def redirect(self, parser: str = "r2d2", port: int = 0) -> Redirect:
+    def redirect(self, parser: str = "r2d2", port: int = 0, **more: Any) -> Redirect:
         return Redirect(
             parser,
             Direction.INGRESS,
             port or self.port,
-            upstream="droids",
-            destination=str(self.droid),
+            upstream="servers",
+            destination=str(self.server),
+            **more,
         )
 
     def publish(self, *redirects: Redirect) -> None:
-        servers = Upstream("droids", ((HOST, self.droid.port),))
+        servers = Upstream("servers", ((HOST, self.server.port),))
         self.control.server.publish(build(self.node, redirects, [servers]))
 
     def told(self, kind: str) -> list[str]:
@@ -95,18 +99,21 @@ class Scene:
 
 
 @contextmanager
-def scene(folder: Path, transparency: Transparency | None = None) -> Iterator[Scene]:
-    """Plays in the network namespace of this thread."""
+def scene(folder: Path, server: Address | None = None, **settings: Any) -> Iterator[Scene]:
+    """Plays in the network namespace of this thread. server: behind the redirect; None has
+    one for droids. settings: of NodeConfig."""
     with ExitStack() as stack:
-        droid = stack.enter_context(line_server(Address(HOST, 0), lambda line: line))
+        if server is None:
+            server = stack.enter_context(line_server(Address(HOST, 0), lambda line: line))
         (folder / "endpoints.yaml").write_text(
-            f"endpoints: [{{address: {HOST}, labels: {{app: droid}}}}]\n"
+            f"endpoints: [{{addresses: [{HOST}, '::1'], labels: {{app: droid}}}}]\n"
         )
         xds, log = folder / "xds.sock", folder / "log.sock"
-        node = NodeConfig(xds, log, "node", hosts=(HOST,), transparency=transparency)
+        settings = {"hosts": (HOST,), "transparency": None, **settings}
+        node = NodeConfig(xds, log, "node", **settings)
         control = ControlServer(xds, [folder / "policy.yaml"], folder / "endpoints.yaml")
-        made = Scene(folder, droid, free_port(), node, control, stack)
-        made.allow("HALT")
+        made = Scene(folder, server, free_port(), node, control, stack)
+        made.allow()
         made.publish(made.redirect())
         stack.enter_context(control)
         yield made
@@ -115,8 +122,8 @@ def scene(folder: Path, transparency: Transparency | None = None) -> Iterator[Sc
 class Droid:
     """A connection through the proxy."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection((HOST, port), timeout=10)
+    def __init__(self, port: int, host: str = HOST) -> None:
+        self._socket = socket.create_connection((host, port), timeout=10)
         self._file = self._socket.makefile("rb")
 
     def ask(self, line: bytes = b"HALT") -> bytes:
@@ -132,11 +139,11 @@ class Droid:
 
 
 class Traffic:
-    """Requests without a pause: each on a new connection, or all on one. `stop` tells
-    how many there were, and what was wrong with those that failed."""
+    """Requests without a pause. request: one of them; raises if it fails. `stop` tells how
+    many were answered, and what was wrong with the others."""
 
-    def __init__(self, port: int, *, keep: bool) -> None:
-        self._port, self._keep = port, keep
+    def __init__(self, request: Callable[[], None]) -> None:
+        self._request = request
         self._stopping = threading.Event()
         self._answered = 0
         self._failures: list[str] = []
@@ -151,15 +158,21 @@ class Traffic:
     def _run(self) -> None:
         while not self._stopping.is_set() and len(self._failures) < 10:
             try:
-                with Droid(self._port) as droid:
-                    while True:
-                        answer = droid.ask()
-                        assert answer == b"HALT", answer
-                        self._answered += 1
-                        if self._stopping.is_set() or not self._keep:
-                            break
-            except (OSError, AssertionError) as error:
+                self._request()
+                self._answered += 1
+            except (OSError, AssertionError, HTTPException) as error:
                 self._failures.append(repr(error))
+
+
+def connecting(port: int, host: str = HOST) -> Callable[[], None]:
+    """A request on a connection of its own."""
+
+    def request() -> None:
+        with Droid(port, host) as droid:
+            answer = droid.ask()
+            assert answer == b"HALT", answer
+
+    return request
 
 
 def script(path: Path, code: str) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,15 +17,16 @@ from node.proxy import handover
 from node.proxy.process import with_argument
 from node.proxy.state import with_bootstrap
 from node.proxy.status import ProxyState
+from tests.integration.test_ads import web_server
 from tests.native.services import wait_for
-from tests.node.proxy.scene import Droid, Scene, Traffic, scene, script
+from tests.node.proxy.scene import HOST, Droid, Scene, Traffic, connecting, scene, script
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_hot_restarts_lose_nothing(node: Scene) -> None:
-    proxy = node.proxy()
+    proxy = node.proxy(node.config(parent_shutdown_time=1))
     proxy.start()
-    traffic = [Traffic(node.port, keep=False), Traffic(node.port, keep=False)]
+    traffic = [Traffic(connecting(node.port)), Traffic(connecting(node.port))]
     try:
         for epoch in (1, 2, 3):
             with Droid(node.port) as old:
@@ -37,6 +40,54 @@ def test_hot_restarts_lose_nothing(node: Scene) -> None:
     assert [failures for _, failures in found] == [[], []]
     assert min(answered for answered, _ in found) > 100
     assert not node.told("proxy-died")
+
+
+@pytest.mark.timeout(60)
+def test_nothing_is_lost_with_several_sockets_for_a_listener() -> None:
+    """One for each worker and address: all of them change hands."""
+    with (
+        TemporaryDirectory(prefix="px") as folder,
+        scene(Path(folder), concurrency=2, hosts=(HOST, "::1")) as node,
+    ):
+        proxy = node.proxy()
+        proxy.start()
+        traffic = [Traffic(connecting(node.port, host)) for host in (HOST, "::1")]
+        proxy.reload()
+        status = proxy.wait(lambda s: s.epoch == 1, 30)
+        proxy.wait(lambda s: not s.draining, 30)
+        found = [item.stop() for item in traffic]
+        assert status.epoch == 1
+        assert [failures for _, failures in found] == [[], []]
+        assert min(answered for answered, _ in found) > 100
+
+
+@pytest.mark.timeout(60)
+def test_http_clients_are_told_to_come_again() -> None:
+    with (
+        TemporaryDirectory(prefix="px") as folder,
+        web_server() as web,
+        scene(Path(folder), web) as node,
+        closing(HTTPConnection(HOST, node.port, timeout=10)) as connection,
+    ):
+        node.allow("{http: [{method: GET}]}")
+        node.publish(node.redirect("http", http=True))
+
+        def request() -> None:
+            """On the same connection, as long as the proxy does not say that it closes."""
+            connection.request("GET", "/")
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200, response.status
+
+        proxy = node.proxy()
+        proxy.start()
+        traffic = Traffic(request)
+        proxy.reload()
+        status = proxy.wait(lambda s: s.epoch == 1, 30)
+        proxy.wait(lambda s: not s.draining, 30)
+        answered, failures = traffic.stop()
+        assert (status.epoch, failures) == (1, [])
+        assert answered > 100
 
 
 def test_a_connection_lives_until_the_old_one_ends(node: Scene) -> None:

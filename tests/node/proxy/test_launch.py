@@ -16,7 +16,7 @@ from node.errors import SetupError
 from node.proxy import launch
 from node.proxy.process import Process
 from tests.native.services import wait_for
-from tests.node.proxy.scene import Droid, Scene, Traffic, scene, script
+from tests.node.proxy.scene import Droid, Scene, Traffic, connecting, scene, script
 from xds.ads.resources import Transparency
 
 
@@ -30,13 +30,15 @@ def test_it_lives_in_its_namespace_over_a_hot_restart(make_lab: Callable[..., La
     there = lab.node
     with ExitStack() as stack:
         with there.entered():
-            node = stack.enter_context(scene(lab.folder, Transparency(listener_mark=0xB00)))
+            node = stack.enter_context(
+                scene(lab.folder, transparency=Transparency(listener_mark=0xB00))
+            )
         proxy = node.proxy(node.config(netns=there.path))
         first = proxy.start()
         assert namespace_of(first.pid).st_ino == there.path.stat().st_ino
         assert namespace_of("self").st_ino != there.path.stat().st_ino
         with there.entered():
-            traffic = Traffic(node.port, keep=False)
+            traffic = Traffic(connecting(node.port))
         proxy.reload()
         second = proxy.wait(lambda s: s.epoch == 1, 30)
         assert namespace_of(second.pid).st_ino == there.path.stat().st_ino

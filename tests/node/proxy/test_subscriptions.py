@@ -24,7 +24,7 @@ def test_while_one_drains_both_have_what_is_in_force(node: Scene) -> None:
         proxy.reload()
         second = proxy.wait(lambda s: s.epoch == 1, 30)
         with Droid(node.port) as new:
-            node.allow("RESET")
+            node.allow("{l7proto: r2d2, l7: [{cmd: RESET}]}")
             assert server.wait(server.revision, PATIENCE)
             for droid in (old, new):
                 assert (droid.ask(b"RESET"), droid.ask(b"HALT")) == (b"RESET", b"ERROR")
@@ -45,7 +45,7 @@ def test_while_one_drains_both_have_what_is_in_force(node: Scene) -> None:
 
         # It is gone between a change and its answer: nobody waits for it.
         os.kill(first.pid, signal.SIGSTOP)
-        node.allow("HALT")
+        node.allow()
         assert not server.wait(server.revision, 0.5)
         os.kill(first.pid, signal.SIGKILL)
         assert server.wait(server.revision, PATIENCE), server.streams()
