@@ -108,9 +108,16 @@ def scene(folder: Path, server: Address | None = None, **settings: Any) -> Itera
         (folder / "endpoints.yaml").write_text(
             f"endpoints: [{{addresses: [{HOST}, '::1'], labels: {{app: droid}}}}]\n"
         )
-        xds, log = folder / "xds.sock", folder / "log.sock"
-        settings = {"hosts": (HOST,), "transparency": None, **settings}
-        node = NodeConfig(xds, log, "node", **settings)
+        xds = folder / "xds.sock"
+        settings = {
+            "xds_path": xds,
+            "access_log_path": folder / "log.sock",
+            "node_id": "node",
+            "hosts": (HOST,),
+            "transparency": None,
+            **settings,
+        }
+        node = NodeConfig(**settings)
         control = ControlServer(xds, [folder / "policy.yaml"], folder / "endpoints.yaml")
         made = Scene(folder, server, free_port(), node, control, stack)
         made.allow()

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from proxylib.proto import accesslog_pb2
 from tests.native.services import LogSocket, wait_for
-from tests.node.proxy.scene import Droid, Scene, free_port
+from tests.node.proxy.scene import Droid, Scene, Traffic, connecting, free_port, scene
 from xds.ads.types import LISTENER
 
 PATIENCE = 20.0
@@ -69,3 +77,60 @@ def test_without_listeners_nothing_takes_over(node: Scene) -> None:
     assert proxy.wait(lambda s: s.epoch == 1, 30).epoch == 1
     with Droid(node.port) as droid:
         assert droid.ask() == b"HALT"
+
+
+class _Late(socketserver.BaseRequestHandler):
+    """Passes on what it hears. Of what is answered, the greeting at once and the rest late."""
+
+    def handle(self) -> None:
+        delay, target = self.server.way  # type: ignore[attr-defined]
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as there:
+            there.connect(os.fspath(target))
+            back = threading.Thread(target=_pump, args=(there, self.request, delay))
+            back.start()
+            _pump(self.request, there, 0)
+            back.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket, delay: float) -> None:
+    with suppress(OSError):
+        sink.sendall(source.recv(1 << 16))
+        time.sleep(delay)
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    for end in (source, sink):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def late(path: Path, target: Path, delay: float) -> Iterator[None]:
+    with socketserver.ThreadingUnixStreamServer(str(path), _Late) as server:
+        server.way = (delay, target)  # type: ignore[attr-defined]
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_policy_that_comes_late_costs_no_request() -> None:
+    """The library of the new one has no policy at first: it does not serve before it has."""
+    with TemporaryDirectory(prefix="px") as name:
+        folder = Path(name)
+        with (
+            late(folder / "late.sock", folder / "xds.sock", 2),
+            scene(folder, xds_path=folder / "late.sock") as node,
+        ):
+            proxy = node.proxy()
+            proxy.start()
+            traffic = Traffic(connecting(node.port))
+            proxy.reload()
+            status = proxy.wait(lambda s: s.epoch == 1, 30)
+            time.sleep(0.5)
+            answered, failures = traffic.stop()
+            assert (status.epoch, failures) == (1, [])
+            assert answered > 100
