@@ -8,19 +8,25 @@ one slot. Slot 0 has no entries: everything is denied.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bpf.errors import PolicyMapFull
-from bpf.schema import POLICY_BITS, POLICY_KEY, POLICY_VALUE, Direction
+from bpf.schema import POLICY_BITS
 from bpf.syscall import Map
 
 DENY_ALL = 0
 """The slot without entries."""
 
 Pair = tuple[bytes, bytes]
+
+# `schema.POLICY_KEY` and `POLICY_VALUE`, but for tens of thousands of entries at a time.
+_BEGINNINGS = [struct.pack("=II", POLICY_BITS + bits, 0) for bits in range(25)]
+_REST = struct.Struct(">IBBH")
+_VALUE = struct.Struct(">BBHHH")
 
 
 class PolicyEntry(NamedTuple):
@@ -45,13 +51,9 @@ class PolicyEntry(NamedTuple):
 
     def pair(self) -> Pair:
         """Key (of slot 0) and value."""
-        direction = Direction.INGRESS if self.ingress else Direction.EGRESS
-        key = POLICY_KEY.pack(
-            POLICY_BITS + self.bits, 0, self.identity, direction, self.protocol, self.port
-        )
-        return key, POLICY_VALUE.pack(
-            self.verdict, self.would, 0, self.proxy_port, self.proxy_port_both
-        )
+        identity, ingress, protocol, port, bits, verdict, would, proxy, both = self
+        key = _BEGINNINGS[bits] + _REST.pack(identity, ingress, protocol, port)
+        return key, _VALUE.pack(verdict, would, 0, proxy, both)
 
 
 @dataclass(slots=True)

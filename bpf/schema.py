@@ -329,6 +329,7 @@ REASONS = (
     Reason("FRAGMENTS_UNSUPPORTED", 157, "IP fragmentation not supported"),
     Reason("NO_POLICY", 165, "No configuration available to perform policy decision"),
     Reason("UNSUPPORTED_L2", 166, "Unsupported L2 protocol"),
+    Reason("INVALID_IDENTITY", 171, "Invalid identity"),
     Reason("FRAGMENT_NOT_FOUND", 175, "First logical datagram fragment not found"),
     Reason("ICMPV6_FORBIDDEN", 176, "Forbidden ICMPv6 message"),
     Reason("NO_SOCKET", 178, "Socket lookup failed"),

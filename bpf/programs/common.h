@@ -185,6 +185,7 @@ enum reason {
 	REASON_FRAGMENTS_UNSUPPORTED = 157, /* of a connection of the proxy's */
 	REASON_NO_POLICY = 165,
 	REASON_UNSUPPORTED_L2 = 166,
+	REASON_INVALID_IDENTITY = 171, /* the ipcache was full */
 	REASON_FRAGMENT_NOT_FOUND = 175,
 	REASON_ICMPV6_FORBIDDEN = 176,
 	REASON_NO_SOCKET = 178, /* the proxy is gone, or does not listen yet */

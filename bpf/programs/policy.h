@@ -12,6 +12,7 @@
 
 #define IDENTITY_ANY 0
 #define IDENTITY_WORLD 2
+#define IDENTITY_UNRESOLVED 0xffffffff /* the ipcache has no room to tell these addresses apart */
 
 /* A connection, seen from an endpoint. */
 struct question {
@@ -170,6 +171,8 @@ static __always_inline int judge(struct __sk_buff *skb, const struct packet *pac
 		return REASON_NO_POLICY;
 	question->own_identity = endpoint->identity;
 	question->peer_identity = identity_of(peer);
+	if (question->peer_identity == IDENTITY_UNRESOLVED)
+		return REASON_INVALID_IDENTITY;
 	said = ask(endpoint->slot, question);
 	tell_verdict(skb, packet, question, &said);
 	if (!passes(&said))

@@ -36,7 +36,7 @@ def bpffs(privileged: None, tmp_path: Path) -> Iterator[Path]:
     where.mkdir()
     run("mount", "-t", "bpf", "none", str(where))
     yield where
-    run("umount", str(where))
+    run("umount", "-l", str(where))
 
 
 @pytest.fixture(scope="session")
