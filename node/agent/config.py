@@ -193,6 +193,9 @@ class AgentConfig(BaseModel):
     bpf_root: Absolute = Field(
         Path("/sys/fs/bpf/proxylib"), description="the folder of bpffs that maps are pinned in"
     )
+    bpf_cache: Absolute | None = Field(
+        None, description="a folder of compiled programs [default: bpf-cache in state-dir]"
+    )
     bpf_policy_map_max: int = Field(
         16_384, ge=256, le=65_536, description="most entries of one endpoint's policy"
     )
@@ -249,6 +252,10 @@ class AgentConfig(BaseModel):
         return self.access_log or self.run_dir / "access_log.sock"
 
     @property
+    def bpf_cache_path(self) -> Path:
+        return self.bpf_cache or self.state_dir / "bpf-cache"
+
+    @property
     def upstream_server(self) -> tuple[str, int] | None:
         """The one server of all redirects, if there is one."""
         return None if self.upstream is None else _numeric_parts(self.upstream)
@@ -259,6 +266,7 @@ class AgentConfig(BaseModel):
             "socket": self.api_path,
             "xds_socket": self.xds_path,
             "access_log": self.access_log_path,
+            "bpf_cache": self.bpf_cache_path,
             "proxy_ports": "{}-{}".format(*self.proxy_ports),
         }
         return {key_of(name): _written(value) for name, value in values.items()}

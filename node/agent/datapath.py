@@ -301,10 +301,8 @@ class NodeDatapath:
                 self._let_go(number)
                 self._detach(datapath, number)
                 return
-            link, before_link = self._link(number), self._links.get(number)
-            if before_link is not None and _place(before_link) != _place(link):
-                self._detach(datapath, number)
-            if before_link != link:
+            link = self._link(number)
+            if self._links.get(number) != link:
                 datapath.attach(link)
                 self._links[number] = link
             if self._unidentified and any(e.identity != ANY_IDENTITY for e in policy.entries):
@@ -393,10 +391,6 @@ class NodeDatapath:
         if not self._unidentified:
             # Those that were closed for it are taken up again.
             self._dirty |= self.pending().keys() & {*self._wanted()}
-
-
-def _place(link: Link) -> tuple[int, str]:
-    return link.ifindex, link.netns
 
 
 def _changed(before: Listening, after: Listening) -> set[Kind]:

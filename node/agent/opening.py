@@ -49,7 +49,7 @@ def datapath_config(config: AgentConfig) -> DatapathConfig:
 
     return DatapathConfig(
         root=config.bpf_root,
-        cache=config.state_dir / "bpf-cache",
+        cache=config.bpf_cache_path,
         state=config.state_dir / "bpf",
         sizes={"conntrack": config.bpf_ct_global_max, "ipcache": config.bpf_ipcache_max},
         policy_max=config.bpf_policy_map_max,

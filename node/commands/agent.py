@@ -85,6 +85,7 @@ _OPTIONS = (
         "that has an interface, where that works.",
     ),
     ("bpf-root", "DIR", "Where maps are pinned [default: /sys/fs/bpf/proxylib]."),
+    ("bpf-cache", "DIR", "Compiled programs [default: bpf-cache in the state-dir]."),
     ("bpf-policy-map-max", "N", "Most entries of one endpoint's policy [default: 16384]."),
     ("bpf-ct-global-max", "N", "Connections that are remembered [default: 524288]."),
     ("bpf-ipcache-max", "N", "Prefixes whose identity is known [default: 512000]."),
