@@ -85,6 +85,7 @@ missing_node_packages() {
 missing_test_packages() {
     missing_node_packages
     command -v memccapable >/dev/null 2>&1 || echo libmemcached-tools
+    [ -x /usr/lib/cni/ptp ] || echo containernetworking-plugins
     command -v redis-server >/dev/null 2>&1 || echo redis-server
     command -v etcd >/dev/null 2>&1 || echo etcd-server
     missing_server_packages

@@ -76,6 +76,7 @@ NO_SOURCE = {
     "tests/node/agent": "node/agent/, by what its files do together",
     "tests/node/api": "node/api/, by requests",
     "tests/node/proxy": "node/proxy/, by what a real Envoy does",
+    "tests/node/cni/test_chain.py": "node/cni, behind real plugins",
     "tests/node/systemd/test_unit.py": "node/systemd's unit file",
     "tests/node/test_remote.py": "the commands that speak to an agent",
     "tests/proxylib/sandbox/test_memory.py": "proxylib/native/memory.c",

@@ -110,6 +110,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
             Proxies(config),
             redirects,
             lambda number, found: repository.set_attachment(number, found),  # noqa: PLW0108
+            lambda endpoint: repository.end_endpoint(endpoint),  # noqa: PLW0108
         )
         stack.callback(links.close)
         stack.callback(monitor.closed)

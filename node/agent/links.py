@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Moved = Callable[[int, "Attachment"], None]
+Ended = Callable[[NodeEndpoint], None]
 
 
 class NodeLinks:
     """Everything of this machine that is made the same as the agent's state.
 
     moved: told when an endpoint's link is called otherwise, or its namespace is elsewhere.
+    ended: told when the link of a container's endpoint is gone. A container runtime may end
+    one while there is no agent to hear of it; other endpoints wait for whoever added them.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class NodeLinks:
         proxies: Proxies,
         redirects: NodeRedirects,
         moved: Moved,
+        ended: Ended,
     ) -> None:
         self.datapath, self.proxies = datapath, proxies
-        self._redirects, self._moved = redirects, moved
+        self._redirects, self._moved, self._ended = redirects, moved, ended
         self._lock = threading.Lock()
         self._endpoints: Mapping[int, NodeEndpoint] = {}
+        self._missing: dict[int, Sequence[str]] = {}
         self._watcher: LinkWatcher | None = None
 
     def sync(
@@ -112,6 +117,12 @@ class NodeLinks:
     def health(self, endpoint: NodeEndpoint) -> Health:
         """How it is with an endpoint; also waiting-for-proxy, until its Envoy serves."""
         found = self.datapath.health(endpoint.id)
+        missing = self._missing.get(endpoint.id)
+        if found.state == "ready" and missing and endpoint.attachment is not None:
+            inner = endpoint.attachment.inner
+            return found._replace(
+                state="not-ready", reason=f"{inner} does not have {', '.join(missing)} any more"
+            )
         if found.state != "ready" or endpoint.id not in self.datapath.attached():
             return found
         number = endpoint.id if endpoint.mode == "sidecar" else NODE
@@ -159,6 +170,7 @@ class NodeLinks:
             old = before.get(number)
             if number not in wanted:
                 self._watcher.forget(number)
+                self._missing.pop(number, None)
             elif old is None or old.attachment != wanted[number]:
                 self._watcher.watch(number, wanted[number])
 
@@ -167,12 +179,20 @@ class NodeLinks:
         from node.links.watcher import LinkWatcher
 
         try:
-            return LinkWatcher(self._gone, self._moved).__enter__()
+            return LinkWatcher(self._gone, self._moved, self._addresses).__enter__()
         except LinkError as error:
             log.error("%s", error)
             return None
 
     def _gone(self, number: int, reason: str) -> None:
         with self._lock:
+            endpoint = self._endpoints.get(number)
             self.datapath.disconnected(number, reason)
             self._settle_proxies()
+        if endpoint is not None and "cni-attachment-id" in endpoint.external:
+            self._ended(endpoint)
+
+    def _addresses(self, number: int, missing: Sequence[str]) -> None:
+        with self._lock:
+            if number in self._endpoints:
+                self._missing[number] = missing

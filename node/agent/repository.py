@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -309,6 +310,20 @@ class Repository:
             )
 
         self._change(change)
+
+    def end_endpoint(self, endpoint: NodeEndpoint) -> None:
+        """Delete an endpoint that has come to its end, unless it is another's number by now."""
+
+        def change(state: State) -> State:
+            now = _endpoint(state, endpoint.id)
+            if now.attachment != endpoint.attachment:
+                raise UnknownEndpoint(f"endpoint {endpoint.id} is another one now")
+            return replace(
+                state, endpoints={n: e for n, e in state.endpoints.items() if e is not now}
+            )
+
+        with suppress(UnknownEndpoint):
+            self._change(change)
 
     def set_name(self, text: str, addresses: Sequence[str]) -> int:
         """Say which addresses a DNS name has now; none: it is forgotten. The revision.

@@ -1,0 +1,227 @@
+"""Behind the reference plugins ptp and host-local, in real namespaces, with a real agent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from demos.namespaces import Lab, Namespace
+from node.cni.protocol import VALID_ATTACHMENTS
+from tests.node.agents import http_client
+from tests.node.cni.runtime import Failed, Runtime
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "envoy_configs/10-proxylib.conflist"
+
+
+class Rig:
+    """A node with an agent, and a runtime."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.lab, self.folder = lab, folder
+        self.network = json.loads(EXAMPLE.read_text())
+        ptp, ours = self.network["plugins"]
+        ptp["ipam"]["dataDir"] = str(folder / "ipam")
+        ours["socket"] = str(folder / "proxylib.sock")
+        self.runtime = Runtime(lab.node, self.network)
+        self.start()
+
+    def start(self) -> None:
+        self.agent = self.lab.node.popen(
+            *(sys.executable, "-m", "node", "agent", "--json"),
+            *("--state-dir", self.folder / "state", "--run-dir", self.folder),
+            *("--bpf-root", self.lab.bpffs() / "proxylib", "--envoy", "none"),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+        assert self.agent.stdout is not None
+        for line in self.agent.stdout:
+            if json.loads(line).get("event") == "ready":
+                return
+        raise AssertionError("the agent ended")
+
+    def stop(self, *, kill: bool = False) -> None:
+        assert self.agent.stdout is not None
+        (self.agent.kill if kill else self.agent.terminate)()
+        self.agent.wait(30)
+        self.agent.stdout.close()
+
+    def container(self, name: str) -> Path:
+        """A namespace that is empty, as a runtime makes it."""
+        path = Path("/run/netns", f"{self.lab.node.netns}-{name}")
+        subprocess.run(["ip", "netns", "add", path.name], check=True)
+        return path
+
+    def endpoints(self) -> Any:
+        with http_client(self.folder / "proxylib.sock") as http:
+            return http.get("/endpoint").json()
+
+    def until(self, left: int) -> list[Any]:
+        """The endpoints, when there are no more than that."""
+        deadline = time.monotonic() + 30
+        while len(found := self.endpoints()) > left:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return list(found)
+
+    def clear(self) -> None:
+        """Have the next test begin with nothing, whatever this one left."""
+        shutil.rmtree(self.folder / "ipam", ignore_errors=True)
+        for path in Path("/run/netns").glob(f"{self.lab.node.netns}-*"):
+            subprocess.run(["ip", "netns", "del", path.name], check=True)
+        self.until(0)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Rig]:
+    with Lab() as lab, TemporaryDirectory(prefix="cni") as folder:
+        made = Rig(lab, Path(folder))
+        yield made
+        made.stop()
+
+
+@pytest.fixture
+def rig(node: Rig) -> Iterator[Rig]:
+    yield node
+    node.clear()
+
+
+def test_a_container_comes_and_goes(rig: Rig) -> None:
+    netns = rig.container("a")
+    result = rig.runtime.add(
+        "a1",
+        netns,
+        args="IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=nginx-0",
+        labels=[{"key": "k8s:app", "value": "nginx"}],
+    )
+    veth, inside = result["interfaces"]
+    addresses = [ip["address"].partition("/")[0] for ip in result["ips"]]
+    (endpoint,) = rig.endpoints()
+    assert endpoint["state"] == "ready", endpoint
+    assert endpoint["attachment"]["interface"] == veth["name"]
+    assert endpoint["attachment"]["inner"] == inside["name"] == "eth0"
+    assert endpoint["attachment"]["netns"] == inside["sandbox"] == str(netns)
+    assert list(endpoint["networking"]["addressing"][0].values()) == addresses
+    assert sorted(endpoint["identity"]["labels"]) == [
+        "container:network=proxylib",
+        "k8s:app=nginx",
+        "k8s:io.kubernetes.pod.namespace=default",
+    ]
+    assert endpoint["external-identifiers"] == {
+        "cni-attachment-id": "proxylib:a1:eth0",
+        "container-id": "a1",
+        "k8s-namespace": "default",
+        "k8s-pod-name": "nginx-0",
+    }
+    rig.runtime.check("a1", netns)
+    rig.runtime.delete("a1", netns)
+    assert rig.endpoints() == []
+    rig.runtime.delete("a1", netns)
+    rig.runtime.delete("a1", "")
+
+
+def test_containers_speak_to_each_other(rig: Rig) -> None:
+    """What ptp has made works with our programs on it, over IPv4 and IPv6."""
+    a, b = rig.container("a"), rig.container("b")
+    rig.runtime.add("a1", a)
+    result = rig.runtime.add("b1", b)
+    client, server = (Namespace(path.name, path.name, "", "") for path in (a, b))
+    for ip in result["ips"]:
+        address = ip["address"].partition("/")[0]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with server.entered():
+            listening = socket.create_server((address, 7), family=family)
+        with listening, client.entered():
+            connection = socket.create_connection((address, 7), timeout=10)
+            with connection, listening.accept()[0] as accepted:
+                accepted.sendall(b"hello")
+                assert connection.recv(10) == b"hello"
+
+
+def test_add_again_takes_over(rig: Rig) -> None:
+    netns = rig.container("a")
+    result = rig.runtime.add("a1", netns)
+    (before,) = rig.endpoints()
+    plugin = {**rig.network["plugins"][1], "labels": ["k8s:app=other"]}
+    given = rig.runtime._environment("ADD", "a1", netns, "eth0", "")
+    assert rig.runtime._call(plugin, given, {}, result) == result
+    (after,) = rig.endpoints()
+    assert after["id"] == before["id"]
+    assert after["identity"]["labels"] == ["k8s:app=other"]
+
+
+def test_check_sees_what_is_wrong(rig: Rig) -> None:
+    netns = rig.container("a")
+    rig.runtime.add("a1", netns)
+    (endpoint,) = rig.endpoints()
+    with http_client(rig.folder / "proxylib.sock") as http:
+        assert http.delete(f"/endpoint/{endpoint['id']}").status_code == 204
+    with pytest.raises(Failed, match="there is no endpoint proxylib:a1:eth0") as failed:
+        rig.runtime.check("a1", netns)
+    assert failed.value.error["code"] == 3
+
+
+def test_garbage_is_collected(rig: Rig) -> None:
+    for name in ("a", "b", "c"):
+        rig.runtime.add(f"{name}1", rig.container(name))
+    valid = [{"containerID": "b1", "ifname": "eth0"}]
+    rig.runtime.alone("GC", **{VALID_ATTACHMENTS: valid, "cniVersion": "1.1.0"})
+    left = [e["external-identifiers"]["container-id"] for e in rig.endpoints()]
+    assert left == ["b1"]
+    rig.runtime.alone("GC", **{VALID_ATTACHMENTS: [], "name": "other", "cniVersion": "1.1.0"})
+    assert len(rig.endpoints()) == 1
+    assert rig.runtime.alone("STATUS", cniVersion="1.1.0") is None
+
+
+def test_a_bridge_is_refused(rig: Rig) -> None:
+    network = deepcopy(rig.network)
+    network["plugins"][0] |= {"type": "bridge", "bridge": "br0"}
+    runtime = Runtime(rig.lab.node, network)
+    with pytest.raises(Failed, match="is a port of the bridge br0") as failed:
+        runtime.add("a1", rig.container("a"))
+    assert (failed.value.plugin, failed.value.error["code"]) == ("proxylib-cni", 100)
+    assert rig.endpoints() == []
+
+
+def test_labels_that_are_none_are_refused(rig: Rig) -> None:
+    with pytest.raises(Failed, match="control character") as failed:
+        rig.runtime.add("a1", rig.container("a"), labels=["k8s:app=\x1b[2J"])
+    assert failed.value.error["code"] == 100
+    assert rig.endpoints() == []
+
+
+def test_a_container_ends_while_there_is_no_agent(rig: Rig) -> None:
+    a, b = rig.container("a"), rig.container("b")
+    rig.runtime.add("a1", a)
+    first = rig.runtime.add("b1", b)
+    rig.stop(kill=True)
+    with pytest.raises(Failed) as failed:
+        rig.runtime.add("c1", rig.container("c"))
+    assert failed.value.error["code"] == 11
+    rig.runtime.delete("a1", a)
+    rig.start()
+    (kept,) = rig.until(1)
+    assert kept["external-identifiers"]["container-id"] == "b1"
+    assert kept["state"] == "ready"
+    assert first == rig.runtime.results["b1", "eth0"]
+    rig.runtime.check("b1", b)
+
+
+def test_a_namespace_that_vanishes(rig: Rig) -> None:
+    """No DEL comes: nothing of the container is there, and so no endpoint."""
+    netns = rig.container("a")
+    rig.runtime.add("a1", netns)
+    subprocess.run(["ip", "netns", "del", netns.name], check=True)
+    rig.until(0)
+    rig.runtime.delete("a1", netns)
