@@ -9,10 +9,20 @@ from pathlib import Path
 
 import click
 
-from benchmarks import calls, node, policy, protocols, proxying, reloading, sandbox
+from benchmarks import calls, node, policy, protocols, proxying, reloading, sandbox, sidecars
 from benchmarks.tools import need
 
-TABLES = ("all", "calls", "proxying", "policy", "sandbox", "reload", "node", "protocols")
+TABLES = (
+    "all",
+    "calls",
+    "proxying",
+    "policy",
+    "sandbox",
+    "reload",
+    "node",
+    "sidecars",
+    "protocols",
+)
 NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
 
 
@@ -56,6 +66,10 @@ def main(rounds: int, scale: float, only: str, as_json: bool) -> None:
             ways = node.measure(folder, rounds, scale)
             found["node"] = [*ways]
             _show(node.show(ways), as_json)
+        if only in ("all", "sidecars"):
+            modes = sidecars.measure(folder, rounds, scale)
+            found["sidecars"] = [*modes]
+            _show(sidecars.show(modes), as_json)
         if only in ("all", "protocols", *NAMES):
             wanted = [name for name in NAMES if only not in NAMES or name.startswith(only)]
             lines = protocols.measure(folder, wanted, rounds, scale)

@@ -104,7 +104,7 @@ def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
             def turn(variant: str) -> Sample:
                 pair = pairs.get(variant, pairs["programs"])
                 where = pair.server.ipv4
-                return run(tool, pair.client, envoy.pid, mode, where, port, numbers)
+                return run(tool, pair.client, [envoy.pid], mode, where, port, numbers)
 
             return turn
 
@@ -115,7 +115,7 @@ def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
                 "redirected": (pairs["programs"].server.ipv4, SERVERS["redirected"]),
             }
             client = pairs["programs"].client
-            return lambda way: run(tool, client, envoy.pid, mode, *ways[way], numbers)
+            return lambda way: run(tool, client, [envoy.pid], mode, *ways[way], numbers)
 
         small = (1, 1, int(scale * 20_000), len(REPLY))
         new = (int(scale * 3_000), len(REPLY))
@@ -295,19 +295,19 @@ def _address(ip: str, port: int) -> dict[str, Any]:
 def run(
     tool: Path,
     client: Endpoint,
-    proxy_pid: int,
+    proxies: Sequence[int],
     mode: str,
     host: str,
     port: int,
     numbers: Sequence[int],
 ) -> Sample:
     """One turn of the load client. Raises RuntimeError with what it said."""
-    before = cpu_ns(proxy_pid)
+    before = sum(map(cpu_ns, proxies))
     done = client.run(tool, mode, host, port, *map(str, numbers), input=REQUEST.decode())
     if done.returncode:
         raise RuntimeError(f"{mode} to {host}:{port}: {done.stderr}")
     result = json.loads(done.stdout)
-    cpu = (cpu_ns(proxy_pid) - before) / result["requests"] / 1e3
+    cpu = (sum(map(cpu_ns, proxies)) - before) / result["requests"] / 1e3
     return Sample(result["p50_us"], result["p99_us"], cpu)
 
 

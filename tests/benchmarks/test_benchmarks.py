@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, node, protocols, proxying, sandbox
+from benchmarks import calls, node, protocols, proxying, sandbox, sidecars
 from demos.servers import cassandra, kafka, maven
 from tests.conftest import MakeLab
 
@@ -56,6 +56,13 @@ def test_node(make_lab: MakeLab) -> None:
     quick = [row for row in rows if "bulk" not in row["case"]]
     envoys = {row["variant"] for row in quick if row["cpu_us"] > 30}
     assert envoys <= {"explicit", "redirected"}, "what no policy selects never meets Envoy"
+
+
+def test_sidecars(make_lab: MakeLab, tmp_path: Path) -> None:
+    make_lab()
+    one, many = sidecars.measure(tmp_path, rounds=1, scale=0.02, serving=2)
+    assert (one.envoys, many.envoys) == (1, 2)
+    assert 0 < one.memory_mib < many.memory_mib
 
 
 def test_reload() -> None:
