@@ -125,7 +125,7 @@ class Counts:
     """What became of messages (calls of send) and sockets, since the maps were made.
 
     messages, bytes: past the stack. The rest went by the wire: off: switched off; alone: the
-    peer takes no part; unread: the peer had not read what came by the wire; unproven: first
+    peer takes no part (counted now and then only); unread: the peer had not read what came by the wire; unproven: first
     after the handshake or a change of policy; blocking: the peer's program blocks; full: the
     peer had half a receive buffer to read. sockets: that took part; blocking_sockets: that did
     not, because their program blocks.

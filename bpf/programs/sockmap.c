@@ -38,7 +38,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define TCP_LISTEN 10
-#define BUFFER_SEND (64 << 10) /* the kernel doubles these two */
+#define BUFFER_SEND (128 << 10) /* the kernel doubles these two */
 #define BUFFER_RECEIVE (1 << 20)
 
 /* The context of a program takes reads of just these four bytes; clang would join them. */
@@ -314,6 +314,10 @@ int on_send(struct sk_msg_md *message)
 		return SK_PASS;
 	mirrored(&other, &own->connection);
 	peer = FIND(MAP_PEERS, struct peer, &other);
+	/* A peer that has acknowledged something and is not here never will be: do not ask again
+	 * for the next GiB. */
+	if (!peer && (int)(read_u32(socket + OFFSET_TCP_SND_UNA) - own->proof) >= 0)
+		bpf_msg_apply_bytes(message, 1 << 30);
 	found = peer ? judged(socket, own, peer, size) : COUNT_ALONE;
 	/* The helper's answer to a peer that has just gone is to drop: the wire knows better. */
 	if (found == COUNT_BYTES &&
