@@ -9,7 +9,17 @@ from pathlib import Path
 
 import click
 
-from benchmarks import calls, node, policy, protocols, proxying, reloading, sandbox, sidecars
+from benchmarks import (
+    calls,
+    node,
+    policy,
+    protocols,
+    proxying,
+    reloading,
+    sandbox,
+    sidecars,
+    sockmap,
+)
 from benchmarks.tools import need
 
 TABLES = (
@@ -21,6 +31,7 @@ TABLES = (
     "reload",
     "node",
     "sidecars",
+    "sockmap",
     "protocols",
 )
 NAMES = [protocol.name for protocol in protocols.PROTOCOLS]
@@ -70,6 +81,10 @@ def main(rounds: int, scale: float, only: str, as_json: bool) -> None:
             modes = sidecars.measure(folder, rounds, scale)
             found["sidecars"] = [*modes]
             _show(sidecars.show(modes), as_json)
+        if only in ("all", "sockmap"):
+            pairs = sockmap.measure(folder, rounds, scale)
+            found["sockmap"] = [*pairs]
+            _show(sockmap.show(pairs), as_json)
         if only in ("all", "protocols", *NAMES):
             wanted = [name for name in NAMES if only not in NAMES or name.startswith(only)]
             lines = protocols.measure(folder, wanted, rounds, scale)

@@ -83,7 +83,6 @@ def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
         server.popen(tool, "server", server.ipv4, str(SERVER_PORT))
         pid = stack.enter_context(proxy(folder, lab, server))
         wait(tool, client, server.ipv4, SERVER_PORT)
-        wait(tool, client, NODE_IPV4, ENVOY_PORT)
         paths = {"direct": (server.ipv4, SERVER_PORT), "through Envoy": (NODE_IPV4, ENVOY_PORT)}
         for _ in range(rounds):
             for load in loads(scale):
@@ -178,6 +177,8 @@ def proxy(folder: Path, lab: Lab, server: Endpoint) -> Iterator[int]:
     with lab.node.entered():
         envoy = EnvoyProcess(find_envoy(), path, Address(NODE_IPV4, ADMIN_PORT))
     with envoy:
+        with lab.node.entered():
+            envoy.wait_ready()
         yield envoy.pid
 
 

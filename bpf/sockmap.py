@@ -125,10 +125,10 @@ class Counts:
     """What became of messages (calls of send) and sockets, since the maps were made.
 
     messages, bytes: past the stack. The rest went by the wire: off: switched off; alone: the
-    peer takes no part (counted now and then only); unread: the peer had not read what came by the wire; unproven: first
-    after the handshake or a change of policy; blocking: the peer's program blocks; full: the
-    peer had half a receive buffer to read. sockets: that took part; blocking_sockets: that did
-    not, because their program blocks.
+    peer takes no part (a socket that is alone for good is counted once per GiB); unread: the
+    peer had not read what came by the wire; unproven: first after the handshake or a change of
+    policy; blocking: the peer's program blocks; full: the peer had half a receive buffer to
+    read. sockets: that took part; blocking_sockets: that did not, their program blocks.
     """
 
     messages: int
@@ -231,6 +231,10 @@ class Sockmap:
         """What became of messages and sockets."""
         raw = [self._maps["counts"].get(U32.pack(n)) or b"" for n in range(len(Counts.__slots__))]
         return Counts(*(sum(struct.unpack(f"={len(one) // 8}Q", one)) for one in raw))
+
+    def sockets(self) -> int:
+        """How many sockets take part now."""
+        return self._maps["peers"].count()
 
     def close(self) -> None:
         """Let go. What is pinned stays in force; what is not ends for new connections, and

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, node, protocols, proxying, sandbox, sidecars
+from benchmarks import calls, node, protocols, proxying, sandbox, sidecars, sockmap
 from demos.servers import cassandra, kafka, maven
 from tests.conftest import MakeLab
 
 ROOT = Path(__file__).parents[2]
+VIA_ENVOY_ONLY = ("through Envoy", "client only")
+"""Its connection to Envoy is accelerated although the server's is not."""
 
 
 def run(*arguments: str) -> str:
@@ -69,6 +71,18 @@ def test_reload() -> None:
     at_rest, reloaded = bench("reload")
     assert at_rest["reloads"] == 0
     assert reloaded["ratio"] == pytest.approx(reloaded["p99_us"] / at_rest["p99_us"])
+
+
+def test_sockmap(make_lab: MakeLab) -> None:
+    make_lab()  # left out where there can be none
+    rows = bench("sockmap")
+    measured = {(row["path"], row["load"], row["variant"]) for row in rows}
+    assert len(measured) == len(rows) == 2 * len(sockmap.loads(1)) * len(sockmap.VARIANTS)
+    for row in rows:
+        assert row["p50_us"] > 0 or row["gbit_s"] > 0
+        assert (row["direct"] > 0.1) == (
+            row["variant"] == "accelerated" or (row["path"], row["variant"]) == VIA_ENVOY_ONLY
+        ), row
 
 
 def test_calls() -> None:

@@ -23,12 +23,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.sockmap import ENVOY_PORT, proxy
 from bpf import maps, selftest, sockmap, syscall
 from bpf.compiler import PROGRAMS
 from bpf.errors import BpfError
 from bpf.selftest import Check, Refused, SelfTest
 from bpf.sockmap import Counts, Sockmap, SockmapConfig
-from demos.namespaces import Endpoint, Lab, Namespace
+from demos.namespaces import NODE_IPV4, Endpoint, Lab, Namespace
 from tests.bpf.test_schema import from_c
 
 ROOT = Path(__file__).parents[2]
@@ -382,6 +383,88 @@ def test_equal_addresses_and_ports_of_the_two_legs(accelerated: Sockmap, lab: La
             exchange(upstream, other)
         found = exchanged(accelerated, (one, accepted), (upstream, other))
         assert found.messages == 40
+
+
+ASYNCIO = """
+import asyncio, hashlib, sys
+
+async def serve(host, port):
+    async def answer(reader, writer):
+        digest = hashlib.blake2b()
+        while data := await reader.read(1 << 18):
+            digest.update(data)
+        writer.write(digest.digest())
+        writer.write_eof()
+        await writer.drain()
+        writer.close()
+    server = await asyncio.start_server(answer, host, port)
+    print("ready", flush=True)
+    await server.serve_forever()
+
+async def upload(host, port, count):
+    async def one(number):
+        reader, writer = await asyncio.open_connection(host, port)
+        digest = hashlib.blake2b()
+        for size in range(200):
+            part = bytes([number]) * (size * 300 + 1)
+            digest.update(part)
+            writer.write(part)
+            await writer.drain()
+        writer.write_eof()
+        assert await reader.read() == digest.digest(), "bytes were lost or mixed up"
+        writer.close()
+        await writer.wait_closed()
+    await asyncio.gather(*(one(number) for number in range(count)))
+
+task = {"serve": serve, "upload": upload}[sys.argv[1]]
+asyncio.run(task(sys.argv[2], *map(int, sys.argv[3:])))
+"""
+"""A server that answers with the digest of what it got, and a client of many uploads."""
+
+
+def asyncio_server(where: Endpoint) -> subprocess.Popen[str]:
+    program = (sys.executable, "-c", ASYNCIO, "serve", where.ipv4, str(PORT))
+    process = where.popen(*program, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def upload(where: Endpoint, host: str, port: int) -> None:
+    program = (sys.executable, "-c", ASYNCIO, "upload", host, str(port), "20")
+    done = where.run(*program, timeout=40)
+    assert done.returncode == 0, done.stderr
+
+
+def test_asyncio_programs(accelerated: Sockmap, lab: Lab) -> None:
+    client, server = lab["client"], lab["server"]
+    accelerated.join(addresses(client, server))
+    process = asyncio_server(server)
+    upload(client, server.ipv4, PORT)
+    found = accelerated.counts()
+    assert found.sockets == 40
+    assert found.messages > 400, found
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+    assert accelerated.sockets() == 0, "closed sockets leave nothing in the maps"
+
+
+def test_envoy(accelerated: Sockmap, lab: Lab, tmp_path: Path) -> None:
+    """A real Envoy between two endpoints: its legs to those that joined are accelerated."""
+    client, server = lab["client"], lab["server"]
+    process = asyncio_server(server)
+    with proxy(tmp_path, lab, server):
+        for joined, sockets in (((client, server), 80), ((client,), 40), ((server,), 40)):
+            before = accelerated.counts()
+            accelerated.join(addresses(*joined))
+            upload(client, NODE_IPV4, ENVOY_PORT)
+            accelerated.leave(addresses(*joined))
+            found = since(before, accelerated)
+            assert found.sockets == sockets, joined
+            assert found.messages > 200, (joined, found)
+    process.terminate()
+    process.wait()
+    process.stdout.close()
 
 
 def test_a_slow_reader_is_bounded(accelerated: Sockmap, lab: Lab) -> None:
