@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,7 +202,8 @@ class Datapath:
         """Judge the endpoint's packets from now on; one that is attached gets this link.
 
         An endpoint without a policy is closed. Raises `BpfError` (`InterfaceGone`,
-        `NamespaceGone`), and leaves what was attached before as it was.
+        `NamespaceGone`); one that was not attached before is not then, and it can be tried
+        again.
         """
         with self.transaction():
             self._check(link)
@@ -217,7 +218,9 @@ class Datapath:
                 self._attach_programs(link, place)
             except BaseException:
                 if before is None:
-                    self.detach(link.number)
+                    with suppress(BpfError):
+                        self._leave(link)
+                    links.erase(self._maps, self._links.pop(link.number))
                 raise
 
     def update(self, link: Link) -> None:
@@ -235,11 +238,11 @@ class Datapath:
         An interface or a namespace that is gone is no error.
         """
         with self.transaction():
-            link = self._links.pop(number, None)
+            link = self._links.get(number)
             if link is None:
                 return False
             self._leave(link)
-            links.erase(self._maps, link)
+            links.erase(self._maps, self._links.pop(number))
             self._policies.release(number, self._slots.pop(number, DENY_ALL))
             self._changed = True
             return True

@@ -149,9 +149,13 @@ class EventReader:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
-        while not any(fd == self._stop for fd, _ in poll.poll()):
-            while raw := self._ring.take():
-                self._deliver(raw)
+        try:
+            while not any(fd == self._stop for fd, _ in poll.poll()):
+                self._deliver(self._ring.take())
+        finally:
+            self._ring.close()
+            os.close(self._fd)
+            os.close(self._stop)
 
     def _deliver(self, raw: list[bytes]) -> None:
         events = []
@@ -161,15 +165,13 @@ class EventReader:
             except ValueError:
                 log.exception("an event that cannot be read")
         try:
-            self._callback(events)
+            if events:
+                self._callback(events)
         except Exception:
             log.exception("events were not taken")
 
     def close(self) -> None:
-        """End the thread, and let go of the ring buffer: another may read then."""
+        """End the thread; another may read then. From the callback: after it has returned."""
         os.close(self._stopped)
         if threading.current_thread() is not self._thread:
             self._thread.join()
-        self._ring.close()
-        os.close(self._fd)
-        os.close(self._stop)

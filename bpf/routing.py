@@ -35,7 +35,6 @@ LINK = {"net/ipv4/conf/{%d}/rp_filter": "0", "net/ipv4/conf/{%d}/accept_local": 
 """Of each endpoint's interface; it is remembered by number, as names may change."""
 
 _PROC = Path("/proc/sys")
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _RTN_LOCAL = 2
 _SCOPE_HOST = 254
 
@@ -88,7 +87,11 @@ def has_any_rules() -> bool:
 
 
 def _usable_families() -> list[socket.AddressFamily]:
-    return [f for f in _FAMILIES if f == socket.AF_INET or (_PROC / "net/ipv6").is_dir()]
+    try:
+        off = (_PROC / "net/ipv6/conf/lo/disable_ipv6").read_text().strip()
+    except OSError:
+        off = "1"  # a kernel without IPv6
+    return [socket.AF_INET] if off != "0" else [socket.AF_INET, socket.AF_INET6]
 
 
 def _rule() -> dict[str, int]:

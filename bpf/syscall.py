@@ -6,6 +6,7 @@ Errors are the kernel's (`OSError`); whoever calls says in which map and what to
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -36,7 +37,7 @@ _COUNT_OFFSET = 32
 def bpf(command: int, attributes: bytes | bytearray) -> int:
     """The system call; an attribute that it writes to is written to in a `bytearray`."""
     if not _NUMBER:
-        raise OSError(38, f"bpf(2) has no known number on {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"bpf(2) has no known number on {platform.machine()}")
     room = bytearray(max(len(attributes), 128))
     room[: len(attributes)] = attributes
     buffer = (ctypes.c_char * len(room)).from_buffer(room)
@@ -288,8 +289,10 @@ class Map:
                 bpf(LOOKUP_BATCH, attributes)
             except FileNotFoundError:
                 ended = True
+            except InterruptedError:
+                pass  # too many went while it was read: it goes on behind what it has
             except OSError as error:
-                if error.errno != 28:  # ENOSPC: a bucket has more than there is room for
+                if error.errno != errno.ENOSPC:  # a bucket has more than there is room for
                     raise
                 room *= 2
                 continue
@@ -297,7 +300,7 @@ class Map:
             yield count, keys.raw, values.raw
             if ended:
                 return
-            first = False
+            first = first and not count
 
     def set_many(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Write elements, by batches. Raises the kernel's error; those before it are written."""
@@ -317,7 +320,7 @@ class Map:
                 self._batch(DELETE_BATCH, b"".join(part), b"", len(part))
                 done = len(part)
             except _Stopped as stopped:
-                if stopped.errno != 2:
+                if stopped.errno != errno.ENOENT:
                     raise
                 done = stopped.count + 1
             del left[:done]

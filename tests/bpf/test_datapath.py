@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -272,6 +273,30 @@ def test_links_that_cannot_be(node: Node, datapath: Datapath, namespaces: Make) 
         datapath.update(two)
     assert datapath.attached() == {1: one}
     assert datapath._maps["links"].count() == 1
+
+
+def test_a_failed_attachment_leaves_nothing(
+    node: Node, datapath: Datapath, namespaces: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = node.endpoint(1, namespaces())
+    datapath.set_policy(1, ALLOW_ALL)
+    real = tc.attach
+
+    def fail(ifindex: int, hook: tc.Hook, *rest: Any) -> None:
+        if hook is tc.Hook.EGRESS:
+            raise tc.InterfaceGone("gone")
+        real(ifindex, hook, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tc, "attach", fail)
+        with pytest.raises(tc.InterfaceGone):
+            datapath.attach(link)
+    assert datapath.attached() == {}
+    assert tc.filters(netns=node.namespace.path) == []
+    assert all(not datapath._maps[m].items() for m in ("links", "endpoints", "addresses"))
+    assert node.sysctl("ipv4/conf/lxc1/accept_local") == "0"
+    datapath.attach(link)
+    assert node.reaches(link.ipv4)
 
 
 def test_a_port_of_a_bridge_is_refused(node: Node, datapath: Datapath, namespaces: Make) -> None:

@@ -133,3 +133,17 @@ def test_a_reader(table: Map, program: int, caplog: pytest.LogCaptureFixture) ->
         reader.close()
         assert [event.length for event in seen] == [100 + round_ + n for n in range(3)]
     assert "events were not taken" in caplog.text
+
+
+def test_a_reader_that_ends_itself(table: Map, program: int) -> None:
+    done = threading.Event()
+    readers: list[EventReader] = []
+
+    def callback(events: Sequence[Event]) -> None:
+        readers[0].close()
+        done.set()
+
+    readers.append(EventReader(table, callback))
+    assert syscall.test_run(program, bytes(64)) == 0
+    assert done.wait(10)
+    readers[0]._thread.join()

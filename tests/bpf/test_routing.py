@@ -25,6 +25,15 @@ def test_rules(namespace: Namespace) -> None:
     assert "2004" not in namespace.ip("rule") + namespace.ip("-6", "rule")
 
 
+def test_where_ipv6_is_off(node: Node) -> None:
+    node.set_sysctl("ipv6/conf/lo/disable_ipv6", "1")
+    within(node.namespace.path, routing.add_rules)
+    assert within(node.namespace.path, routing.has_rules)
+    assert "2004" in node.namespace.ip("rule")
+    within(node.namespace.path, routing.remove_rules)
+    assert not within(node.namespace.path, routing.has_any_rules)
+
+
 def test_rules_of_others_stay(namespace: Namespace) -> None:
     namespace.ip(*["rule", "add", "priority", "9", "fwmark", "0x300/0xf00", "lookup", "2004"])
     namespace.ip(*["rule", "add", "priority", "10", "fwmark", "0x200/0xf00", "lookup", "77"])

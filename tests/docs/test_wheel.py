@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("proxylib", "parsers", "xds", "node")
+PACKAGES = ("proxylib", "parsers", "xds", "bpf", "node")
 NOT_SHIPPED = {"stubs"}
 """Folders that only type checkers of this checkout need."""
 
