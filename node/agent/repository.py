@@ -232,8 +232,9 @@ class Repository:
             if wanted in state.endpoints:
                 raise AddressTaken(f"there is an endpoint {wanted} already")
             for other in state.endpoints.values():
-                for address in set(other.addresses) & set(endpoint.addresses):
-                    raise AddressTaken(f"{address} is the address of endpoint {other.id} already")
+                twice = [address for address in endpoint.addresses if address in other.addresses]
+                if twice:
+                    raise AddressTaken(f"{twice[0]} is the address of endpoint {other.id} already")
                 if other.attachment is not None and _same_link(other.attachment, attachment):
                     raise AddressTaken(
                         f"interface {other.attachment.interface} is that of endpoint {other.id} "

@@ -1,0 +1,148 @@
+"""Endpoints with an interface: added, seen, renamed, gone; with an agent in a real node."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demos.namespaces import Lab
+from tests.conftest import MakeLab
+from tests.node.agents import Agent, running
+
+
+@contextmanager
+def agent_of(lab: Lab, folder: Path) -> Iterator[Agent]:
+    """An agent whose threads, and so its sockets, are in the lab's node."""
+    with (
+        lab.node.entered(),
+        running(folder, bpf_root=lab.bpffs() / "proxylib", envoy="none") as agent,
+    ):
+        yield agent
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab) -> Lab:
+    return make_lab("client", "server")
+
+
+@pytest.fixture
+def agent(lab: Lab, tmp_path: Path) -> Iterator[Agent]:
+    with agent_of(lab, tmp_path) as made:
+        yield made
+
+
+def until(agent: Agent, number: int, wanted: Callable[[Any], bool]) -> Any:
+    deadline = time.monotonic() + 30
+    while not wanted(endpoint := agent.get(f"/endpoint/{number}")):
+        assert time.monotonic() < deadline, endpoint
+        time.sleep(0.02)
+    return endpoint
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def test_added_by_namespace_process_and_interface(lab: Lab, agent: Agent) -> None:
+    client, server = lab["client"], lab["server"]
+    process = server.popen("sleep", "60")
+    added = agent.cli("endpoint", "add", "--netns", client.netns, "--label", "k8s:app=client")
+    assert (added.exit_code, added.stdout) == (0, "1\n"), added.output
+    assert agent.cli("endpoint", "add", "--pid", process.pid).stdout == "2\n"
+    first, second = agent.get("/endpoint")
+    assert (first["state"], second["state"]) == ("ready", "ready")
+    assert first["networking"]["addressing"] == [{"ipv4": client.ipv4, "ipv6": client.ipv6}]
+    assert first["attachment"] == {
+        "interface": client.interface,
+        "ifindex": lab.node.ifindex(client.interface),
+        "netns": str(client.path),
+        "inner": "eth0",
+    }
+    assert second["attachment"]["netns"] == str(server.path)
+    header, *rows = agent.cli("endpoint", "list").stdout.splitlines()
+    assert header.split()[-2:] == ["INTERFACE", "STATUS"]
+    assert rows[1].split()[-2:] == [client.interface, "ready"]
+    assert agent.cli("endpoint", "delete", 1).exit_code == 0
+    again = agent.cli("endpoint", "add", "--interface", client.interface, "--address", client.ipv4)
+    assert again.stdout == "3\n", again.output
+    assert agent.get("/endpoint/3")["networking"]["addressing"] == [{"ipv4": client.ipv4}]
+
+
+def test_what_cannot_be_attached_is_refused(lab: Lab, agent: Agent) -> None:
+    client = lab["client"]
+    assert agent.cli("endpoint", "add", "--netns", client.netns).exit_code == 0
+    lab.node.ip("link add br0 type bridge", f"link set {lab['server'].interface} master br0")
+    for arguments, why in (
+        (("--netns", client.netns), f"{client.ipv4} is the address of endpoint 1 already"),
+        (("--netns", "nobody"), "there is no network namespace 'nobody'"),
+        (("--netns", "\x1b[2J"), "'\\x1b[2J' is no name of a network namespace"),
+        (("--netns", "./nowhere"), "there is no such network namespace"),
+        (("--netns", client.netns, "--interface", "lo"), "lo is loopback"),
+        (("--netns", client.netns, "--pid", "1"), "give one"),
+        (("--pid", "4194000"), "there is no process 4194000"),
+        (("--interface", "nothing"), "the node has no interface 'nothing'"),
+        (("--interface", "\x9b2J"), "'\\x9b2J' is no name of an interface"),
+        (("--interface", lab["server"].interface), "a port of the bridge br0"),
+        (("--netns", lab.node.netns), "the node's own namespace"),
+        (("--address", "10.0.0.1", "--sidecar"), "need netns, pid or interface"),
+    ):
+        refused = agent.cli("endpoint", "add", *arguments)
+        assert refused.exit_code == 2, (arguments, refused.output)
+        assert why in refused.stderr
+        assert refused.stderr.replace("\n", "").isprintable()
+    client.ip("addr add 10.1.0.99/32 dev eth0")
+    twice = agent.add_endpoint("10.1.0.99", netns=client.netns)
+    assert twice.status_code == 409
+    assert "lxc1 is that of endpoint 1 already" in twice.json()["detail"]
+    assert len(agent.get("/endpoint")) == 1
+
+
+def test_names_and_addresses_change(lab: Lab, agent: Agent) -> None:
+    client = lab["client"]
+    agent.cli("endpoint", "add", "--netns", client.netns, "--label", "k8s:app=client")
+    lab.node.ip(f"link set {client.interface} name other")
+    client.ip("link set eth0 name net0")
+    now = until(agent, 1, lambda e: e["attachment"]["inner"] == "net0")
+    assert (now["attachment"]["interface"], now["state"]) == ("other", "ready")
+    client.ip(f"addr del {client.ipv4}/32 dev net0")
+    lost = until(agent, 1, lambda e: e["state"] != "ready")
+    assert (lost["state"], lost["reason"]) == (
+        "not-ready",
+        f"net0 does not have {client.ipv4} any more",
+    )
+    assert "not-ready\n" in agent.cli("endpoint", "list").stdout
+    client.ip(f"addr add {client.ipv4}/32 dev net0")
+    until(agent, 1, lambda e: e["state"] == "ready")
+
+
+def test_a_namespace_vanishes(lab: Lab, agent: Agent) -> None:
+    """Nothing is lost: the endpoint is there, says what it is waiting for, and can go."""
+    client = lab["client"]
+    agent.cli("endpoint", "add", "--netns", client.netns, "--label", "k8s:app=client")
+    ip("netns", "del", client.netns)
+    gone = until(agent, 1, lambda e: e["state"] == "disconnected")
+    assert "gone" in gone["reason"] or "any more" in gone["reason"]
+    assert gone["identity"]["labels"] == ["k8s:app=client"]
+    listed = agent.cli("endpoint", "list").stdout
+    assert "disconnected" in listed
+    assert agent.cli("endpoint", "labels", 1, "--add", "k8s:x=y").exit_code == 0
+    assert agent.cli("endpoint", "delete", 1).exit_code == 0
+    assert agent.get("/endpoint") == []
+
+
+def test_the_next_agent_knows_what_has_gone(lab: Lab, tmp_path: Path) -> None:
+    with agent_of(lab, tmp_path) as first:
+        for endpoint in lab:
+            assert first.cli("endpoint", "add", "--netns", endpoint.netns).exit_code == 0
+    lab.node.ip("link set lxc1 name renamed")
+    lab["server"].ip("link del eth0")
+    with agent_of(lab, tmp_path) as second:
+        until(second, 1, lambda e: e["attachment"]["interface"] == "renamed")
+        assert second.get("/endpoint/1")["state"] == "ready"
+        until(second, 2, lambda e: e["state"] == "disconnected")
