@@ -17,7 +17,7 @@ import pytest
 from tests.docs.pages import Reader
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("proxylib", "parsers", "xds", "node")
+PACKAGES = ("proxylib", "parsers", "xds", "bpf", "node")
 UNTRACKED = shutil.ignore_patterns("__pycache__", "*.so")
 
 
