@@ -55,9 +55,10 @@ def table(header: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def lines(pairs: Iterable[tuple[str, str]]) -> str:
-    """``Name: value`` for each pair, the values below each other."""
+    """``Name: value`` for each pair, the values below each other; without a name, only that."""
     return "\n".join(
-        f"{safe(name) + ':':{NAME_WIDTH}}{safe(value)}".rstrip() for name, value in pairs
+        f"{safe(name) + ':' if name else '':{NAME_WIDTH}}{safe(value)}".rstrip()
+        for name, value in pairs
     )
 
 

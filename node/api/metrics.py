@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from node.agent.node import Node
 from node.api import views
+from node.proxy.status import ProxyStatus
+
+if TYPE_CHECKING:
+    from bpf.datapath import Datapath
 
 
 class NodeCollector(Collector):
@@ -57,6 +62,60 @@ class NodeCollector(Collector):
         for (kind, answer), count in sorted(counts.items()):
             streams.add_metric((kind, answer), count)
         yield streams
+        datapath = self._node.links.datapath.datapath
+        if datapath is not None:
+            yield from _packets(datapath)
+            yield from _maps(datapath)
+        yield from _envoys(self._node.links.proxies.statuses())
+
+
+def _packets(datapath: Datapath) -> Iterator[Metric]:
+    """What became of the endpoints' packets."""
+    from node.monitor.pinned import DIRECTIONS, reason_text
+
+    labels = ("endpoint", "direction", "reason")
+    packets = CounterMetricFamily(
+        "proxylib_datapath_packets", "Packets of endpoints, by what became of them", labels=labels
+    )
+    octets = CounterMetricFamily(
+        "proxylib_datapath_bytes",
+        "Bytes of these packets, Ethernet headers included",
+        labels=labels,
+    )
+    for one in datapath.counters():
+        values = (str(one.endpoint), DIRECTIONS[one.ingress], reason_text(one.reason))
+        packets.add_metric(values, one.packets)
+        octets.add_metric(values, one.bytes)
+    yield packets
+    yield octets
+
+
+def _maps(datapath: Datapath) -> Iterator[Metric]:
+    pressure = GaugeMetricFamily(
+        "proxylib_bpf_map_pressure", "How full a map of the programs is; 1 is full", labels=("map",)
+    )
+    for name, part in sorted(datapath.pressure().items()):
+        pressure.add_metric((name,), part)
+    yield pressure
+    full = CounterMetricFamily(
+        "proxylib_bpf_map_full", "How often something did not fit into a map", labels=("map",)
+    )
+    for name in ("ipcache", "policy"):
+        full.add_metric((name,), datapath.failures[name])
+    yield full
+
+
+def _envoys(statuses: Mapping[int, ProxyStatus]) -> Iterator[Metric]:
+    """The Envoys of this node; endpoint 0 is the node's own, others are sidecars'."""
+    up = GaugeMetricFamily("proxylib_envoy_up", "1 if an Envoy serves", labels=("endpoint",))
+    restarts = CounterMetricFamily(
+        "proxylib_envoy_restarts", "Starts of an Envoy after its death", labels=("endpoint",)
+    )
+    for number, status in statuses.items():
+        up.add_metric((str(number),), bool(status.pid))
+        restarts.add_metric((str(number),), status.restarts)
+    yield up
+    yield restarts
 
 
 def _answer(acked: int, nacked: int, sent: int) -> str:

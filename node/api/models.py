@@ -358,11 +358,15 @@ class XdsStatus(Wire):
 
 
 class Component(Wire):
-    """One part of the agent: "Ok", "Warning", "Failure" or "Disabled", and in words."""
+    """One part of the agent: "Ok", "Warning", "Failure" or "Disabled", and in words.
+
+    details: more of it, a line each.
+    """
 
     name: str
     state: Literal["Ok", "Warning", "Failure", "Disabled"]
     message: str
+    details: list[str] = []
 
 
 class Health(Wire):

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from node.agent.documents import PolicyDocument, means, parse_labels, show_label
 from node.agent.endpoints import NodeEndpoint, UnknownEndpoint
 from node.agent.node import Node
-from node.api import models
+from node.api import machine, models
 from xds.ads.resources import Direction
 from xds.labels import LabelSet
 from xds.model_http import SECRET_NAMESPACE
@@ -266,6 +266,7 @@ def _components(node: Node) -> Iterator[models.Component]:
         state="Ok",
         message=f"{len(state.endpoints)}, {len(node.control.engine.known_identities())} identities",
     )
+    yield from machine.components(node)
 
 
 def _proxy_status(node: Node) -> models.Component:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,13 @@ def test_status_reads_like_the_sample(agent: Agent) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == "KVStore:                Ok   Disabled"
-    assert "Controller Status:      6/6 healthy" in lines
+    (controllers,) = [text for text in lines if text.startswith("Controller Status: ")]
+    assert re.fullmatch(r"Controller Status:      (\d+)/\1 healthy", controllers)
+    assert (
+        "Envoy:                  Ok   none runs: no endpoint with an interface has a redirect"
+        in (lines)
+    )
+    assert "NodeMonitor:            0 of 16 watch (proxylib monitor)" in lines
     assert lines[-1] == (
         "Proxy Status:           OK, ip 127.0.0.1, 1 redirects active on ports 10000-20000"
     )
