@@ -110,10 +110,8 @@ def _envoy(node: Node) -> Component:
         name="Envoy",
         state="Ok" if not down and not problems else "Warning" if starting else "Failure",
         message=_envoy_text(statuses, problems),
-        details=[
-            *(f"{proxy_name(n)}: {_process(status)}" for n, status in statuses.items()),
-            *(f"{proxy_name(n)}: {problem}" for n, problem in sorted(problems.items())),
-        ],
+        details=[f"{proxy_name(n)}: {_process(status)}" for n, status in statuses.items()]
+        + [f"{proxy_name(n)}: {problem}" for n, problem in sorted(problems.items())],
     )
 
 

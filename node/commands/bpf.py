@@ -15,15 +15,16 @@ from node.tables import show, table
 _ENDPOINTS = click.argument(
     "endpoints", nargs=-1, type=click.IntRange(1, 65535), metavar="[ENDPOINT]..."
 )
+_DEFAULT_ROOT = Path("/sys/fs/bpf/proxylib")
+
 _ROOT = click.option(
     "--bpf-root",
     "root",
     type=click.Path(path_type=Path),
-    default=Path("/sys/fs/bpf/proxylib"),
     envvar="PROXYLIB_BPF_ROOT",
-    show_default=True,
     metavar="DIR",
-    help="Where the agent pins its maps.",
+    help="Where the agent pins its maps [default: $PROXYLIB_BPF_ROOT, else what a running agent "
+    f"says, else {_DEFAULT_ROOT}].",
 )
 
 
@@ -49,7 +50,7 @@ def policy() -> None:
 @_ENDPOINTS
 @_list
 def policy_list(
-    endpoints: tuple[int, ...], root: Path, socket_path: Path | None, as_json: bool
+    endpoints: tuple[int, ...], root: Path | None, socket_path: Path | None, as_json: bool
 ) -> None:
     """List the policy entries of endpoints, or of all.
 
@@ -59,7 +60,7 @@ def policy_list(
     """
     from node.monitor import pinned
 
-    with pinned.pinned(root) as maps:
+    with pinned.pinned(_root(root, socket_path)) as maps:
         rows = list(pinned.policies(maps, endpoints))
     if as_json:
         show_json(rows)
@@ -91,7 +92,7 @@ def ct() -> None:
 @_ENDPOINTS
 @_list
 def ct_list(
-    endpoints: tuple[int, ...], root: Path, socket_path: Path | None, as_json: bool
+    endpoints: tuple[int, ...], root: Path | None, socket_path: Path | None, as_json: bool
 ) -> None:
     """List connections, one line each, as endpoints (all, or those given) see them.
 
@@ -99,7 +100,7 @@ def ct_list(
     """
     from node.monitor import pinned
 
-    with pinned.pinned(root) as maps:
+    with pinned.pinned(_root(root, socket_path)) as maps:
         rows = pinned.conntrack(maps, endpoints)
         if as_json:
             show_json(list(rows))
@@ -117,7 +118,7 @@ def proxy() -> None:
 @_ENDPOINTS
 @_list
 def proxy_list(
-    endpoints: tuple[int, ...], root: Path, socket_path: Path | None, as_json: bool
+    endpoints: tuple[int, ...], root: Path | None, socket_path: Path | None, as_json: bool
 ) -> None:
     """List the connections that were redirected to Envoy, and at which proxy port it took them.
 
@@ -125,7 +126,7 @@ def proxy_list(
     """
     from node.monitor import pinned
 
-    with pinned.pinned(root) as maps:
+    with pinned.pinned(_root(root, socket_path)) as maps:
         rows = [row for row in pinned.conntrack(maps, endpoints) if row["proxy_port"]]
     if as_json:
         show_json(rows)
@@ -153,11 +154,11 @@ def ipcache() -> None:
 
 @ipcache.command("list")
 @_list
-def ipcache_list(root: Path, socket_path: Path | None, as_json: bool) -> None:
+def ipcache_list(root: Path | None, socket_path: Path | None, as_json: bool) -> None:
     """List prefixes and their identities; the longest that has an address counts."""
     from node.monitor import pinned
 
-    with pinned.pinned(root) as maps:
+    with pinned.pinned(_root(root, socket_path)) as maps:
         rows = list(pinned.ipcache(maps))
     if as_json:
         show_json(rows)
@@ -178,11 +179,11 @@ def endpoint() -> None:
 
 @endpoint.command("list")
 @_list
-def endpoint_list(root: Path, socket_path: Path | None, as_json: bool) -> None:
+def endpoint_list(root: Path | None, socket_path: Path | None, as_json: bool) -> None:
     """List endpoints as the programs know them. Slot: of the policy; 0 denies everything."""
     from node.monitor import pinned
 
-    with pinned.pinned(root) as maps:
+    with pinned.pinned(_root(root, socket_path)) as maps:
         rows = list(pinned.endpoints(maps))
     if as_json:
         show_json(rows)
@@ -200,12 +201,12 @@ def metrics() -> None:
 @_ENDPOINTS
 @_list
 def metrics_list(
-    endpoints: tuple[int, ...], root: Path, socket_path: Path | None, as_json: bool
+    endpoints: tuple[int, ...], root: Path | None, socket_path: Path | None, as_json: bool
 ) -> None:
     """List packets and bytes by endpoint, direction and what became of them."""
     from node.monitor import pinned
 
-    with pinned.pinned(root) as maps:
+    with pinned.pinned(_root(root, socket_path)) as maps:
         rows = list(pinned.counters(maps, endpoints))
     if as_json:
         show_json(rows)
@@ -213,6 +214,17 @@ def metrics_list(
     header = ("ENDPOINT", "REASON", "DIRECTION", "PACKETS", "BYTES")
     names = ("endpoint", "reason", "direction", "packets", "bytes")
     show(table(header, [[str(row[name]) for name in names] for row in rows]))
+
+
+def _root(root: Path | None, socket_path: Path | None) -> Path:
+    """Where the maps are pinned."""
+    if root is not None:
+        return root
+    try:
+        with agent(socket_path) as client:
+            return Path(client.call("GET", "config")["bpf-root"])
+    except NodeError:
+        return _DEFAULT_ROOT
 
 
 def _labels(socket_path: Path | None) -> Mapping[int, Sequence[str]]:

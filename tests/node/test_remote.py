@@ -64,10 +64,8 @@ def test_status_reads_like_the_sample(agent: Agent) -> None:
     assert lines[0] == "KVStore:                Ok   Disabled"
     (controllers,) = [text for text in lines if text.startswith("Controller Status: ")]
     assert re.fullmatch(r"Controller Status:      (\d+)/\1 healthy", controllers)
-    assert (
-        "Envoy:                  Ok   none runs: no endpoint with an interface has a redirect"
-        in (lines)
-    )
+    envoy = "Envoy:                  Ok   none runs: no endpoint with an interface has a redirect"
+    assert envoy in lines
     assert "NodeMonitor:            0 of 16 watch (proxylib monitor)" in lines
     assert lines[-1] == (
         "Proxy Status:           OK, ip 127.0.0.1, 1 redirects active on ports 10000-20000"
