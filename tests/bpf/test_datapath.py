@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -90,6 +91,49 @@ def test_another_process_takes_over(node: Node, namespaces: Make) -> None:
         assert not node.reaches(link.ipv4)
     finally:
         second.close()
+
+
+OWNER = """\
+import sys, time
+from pathlib import Path
+from bpf.datapath import Datapath, DatapathConfig, Link
+from tests.bpf.nodes import ALLOW_ALL, SMALL
+root, cache, state, source, netns, ifindex = sys.argv[1:]
+paths = map(Path, (root, cache, state))
+datapath = Datapath.open(DatapathConfig(*paths, SMALL, source=Path(source), netns=netns))
+datapath.attach(Link(1, int(ifindex), "10.0.0.1", "fd00::1", 301))
+datapath.set_policy(1, ALLOW_ALL)
+print("ready", flush=True)
+while True:
+    datapath.set_policy(1, ALLOW_ALL[:1])
+    datapath.set_policy(1, ALLOW_ALL)
+"""
+
+
+def test_a_process_is_killed(node: Node, namespaces: Make) -> None:
+    """At any moment: what is in force stays, and the next one cleans up behind it."""
+    link = node.endpoint(1, namespaces())
+    config = node.config
+    arguments = (config.root, config.cache, config.state, config.source, config.netns)
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", OWNER, *map(str, arguments), str(link.ifindex)],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as owner:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "ready\n"
+            with pytest.raises(BpfError, match="in use"):
+                node.open()
+            owner.kill()
+        assert node.reaches(link.ipv4)
+    opened = node.open()
+    try:
+        assert opened.attached() == {1: link}
+        assert len(slots(opened)) == 1
+        assert node.reaches(link.ipv4)
+    finally:
+        opened.close()
 
 
 def test_two_at_once_are_refused(node: Node, datapath: Datapath) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -28,5 +29,7 @@ def test_a_namespace_that_is_gone(tmp_path: Path, privileged: None) -> None:
     with pytest.raises(NamespaceGone, match="nowhere: No such file"):
         within(str(tmp_path / "nowhere"), cookie)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NamespaceGone, match="Invalid argument"):
-        within(str(tmp_path / "file"), cookie)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "fifo", "."):
+        with pytest.raises(NamespaceGone, match="Invalid argument"):
+            within(str(tmp_path / name), cookie)

@@ -16,6 +16,7 @@ from bpf.datapath import Datapath, Link
 from bpf.errors import IpcacheFull
 from bpf.netns import within
 from bpf.policies import PolicyEntry
+from bpf.programs import SIDECAR
 from tests.bpf.nodes import ALLOW_ALL, SMALL, Namespace, Node
 
 Make = Callable[[], Namespace]
@@ -136,6 +137,20 @@ def test_what_cannot_be_told_apart_is_closed(node: Node, namespaces: Make) -> No
         assert node.reaches(server.ipv4)
     finally:
         datapath.close()
+
+
+def test_no_tail_calls(cache: Path, privileged: None) -> None:
+    """A program array is emptied when its loader dies, and the call falls through: open."""
+    call, tail_call = 0x85, 12
+    for constants in ((), (SIDECAR,)):
+        code = compiler.compile_source(compiler.PROGRAMS / "endpoint.c", cache, {}, constants)
+        assert code.keys() == {"from_endpoint", "to_endpoint"}
+        for function in code.values():
+            raw = function.instructions
+            words = [raw[n : n + 8] for n in range(0, len(raw), 8)]
+            helpers = {int.from_bytes(word[4:], "little") for word in words if word[0] == call}
+            assert helpers
+            assert tail_call not in helpers
 
 
 def test_in_a_sidecar(node: Node, namespaces: Make) -> None:
