@@ -2,13 +2,13 @@
 
     python -m tests.node.proxy.agent FOLDER XDS
 
-Prints the process of the Envoy when it serves, then what happens.
+Prints the process of the Envoy when it serves; starts a hot restart for each line that
+it reads.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from pathlib import Path
 
 from node.proxy.plan import ProxyConfig
@@ -26,7 +26,8 @@ def main(folder: Path, xds: Path) -> None:
     )
     proxy = Proxy(config)
     print(proxy.start().pid, flush=True)
-    threading.Event().wait()
+    for _ in sys.stdin:
+        proxy.reload()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -190,3 +192,16 @@ def script(path: Path, code: str) -> Path:
     new.chmod(0o755)
     new.rename(path)
     return path
+
+
+@contextmanager
+def agent(node: Scene) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Another process that has started an Envoy, and that Envoy's number."""
+    config = node.config()
+    xds = node.folder / "xds.sock"
+    command = [sys.executable, "-m", "tests.node.proxy.agent", config.folder.parent, xds]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())

@@ -69,7 +69,7 @@ def test_without_listeners_nothing_takes_over(node: Scene) -> None:
     proxy.start()
     node.control.stop()
     proxy.reload()
-    status = proxy.wait(lambda s: s.pid == 0 or s.epoch == 1, 3)
+    status = proxy.wait(lambda s: s.pid == 0 or s.epoch == 1, 2)
     assert (status.state, status.epoch) == ("reloading", 0)
     with Droid(node.port) as droid:
         assert droid.ask() == b"HALT"
@@ -122,7 +122,7 @@ def test_a_policy_that_comes_late_costs_no_request() -> None:
     with TemporaryDirectory(prefix="px") as name:
         folder = Path(name)
         with (
-            late(folder / "late.sock", folder / "xds.sock", 2),
+            late(folder / "late.sock", folder / "xds.sock", 1.5),
             scene(folder, xds_path=folder / "late.sock") as node,
         ):
             proxy = node.proxy()

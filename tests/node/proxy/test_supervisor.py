@@ -6,10 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -19,7 +16,7 @@ from node.proxy.handover import shared_memory
 from node.proxy.process import Process
 from node.proxy.state import with_bootstrap
 from node.proxy.status import ProxyState
-from tests.node.proxy.scene import Droid, Scene, script
+from tests.node.proxy.scene import Droid, Scene, agent, script
 
 
 def test_it_serves_and_leaves_nothing_behind(node: Scene) -> None:
@@ -64,17 +61,6 @@ def test_killed_it_is_back(node: Scene) -> None:
         assert droid.ask() == b"HALT"
     assert "was killed by SIGKILL" in node.told("proxy-died")[0]
     assert len(with_bootstrap(proxy.places)) == 1
-
-
-@contextmanager
-def agent(node: Scene) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Another process that has started an Envoy, and that Envoy's number."""
-    config = node.config()
-    xds = node.folder / "xds.sock"
-    command = [sys.executable, "-m", "tests.node.proxy.agent", config.folder.parent, xds]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process, int(process.stdout.readline())
 
 
 def test_it_survives_its_agent_and_the_next_one_has_it(node: Scene) -> None:
