@@ -95,28 +95,29 @@ class Generations:
             base, epoch = serving.generation.base, serving.generation.epoch + 1
             handover.clear_initializing(base)
         state.replace_file(self.places.bootstrap(base, epoch), plan.bootstrap(base, epoch))
+        made = Generation(
+            0,
+            0,
+            base,
+            epoch,
+            Role.STARTING,
+            time.time(),
+            release=plan.release,
+            fingerprint=plan.fingerprint,
+        )
         started: list[Member] = []
 
         def register(process: Process) -> None:
-            made = Generation(
-                process.pid,
-                process.started,
-                base,
-                epoch,
-                Role.STARTING,
-                time.time(),
-                release=plan.release,
-                fingerprint=plan.fingerprint,
-            )
+            known = replace(made, pid=process.pid, started=process.started)
             deadline = time.monotonic() + READY_TIMEOUT
-            started.append(Member(made, process, deadline, log.position(self.places.log)))
+            started.append(Member(known, process, deadline, log.position(self.places.log)))
             self.members.extend(started)
             self._write()
 
         try:
             launch.start(
                 plan.command(base, epoch),
-                environment=environment(plan.library),
+                environment={**environment(plan.library), state.VARIABLE: state.variable(made)},
                 log=self.places.log,
                 log_limit=plan.config.log_limit,
                 netns=plan.config.netns,
@@ -159,6 +160,7 @@ class Generations:
     def remove(self, member: Member) -> None:
         """It has ended."""
         self.members.remove(member)
+        member.process.reap()
         member.process.close()
         if member.role is Role.DRAINING:
             self._stand_in(member.generation)
@@ -172,6 +174,7 @@ class Generations:
             member.process.send(signal.SIGTERM)
         for member in self.members:
             member.process.end(max(deadline - time.monotonic(), 0))
+            member.process.reap()
             member.process.close()
         self.members = []
         self.close()

@@ -25,7 +25,7 @@ from xds.ads.bootstrap import NodeBootstrap, build, to_json
 DRAIN_TIME, PARENT_SHUTDOWN_TIME = 600, 900
 """Seconds, as Envoy has them by default."""
 
-LOG_LIMIT = 64 << 20
+LOG_LIMIT = 16 << 20
 """Bytes of log that an Envoy may leave behind while nobody looks after it."""
 
 Signature = tuple[tuple[str, int, int, int], ...]

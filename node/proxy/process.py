@@ -88,7 +88,12 @@ class Process:
 
     def arguments(self) -> list[str]:
         """Its command line; empty if it has ended."""
-        return _arguments(self.pid)
+        return _words(self.pid, "cmdline")
+
+    def environment(self) -> dict[str, str]:
+        """What it was started with; empty if it has ended, or is not ours to look into."""
+        pairs = (word.partition("=") for word in _words(self.pid, "environ"))
+        return {name: value for name, _, value in pairs}
 
     def status(self) -> int | None:
         """How it ended: an exit status, negative for a signal. None if nobody can tell."""
@@ -106,6 +111,11 @@ class Process:
         (code,) = struct.unpack_from("=i", structure, _EXIT_CODE)
         return os.waitstatus_to_exitcode(code) if mask & _INFO_EXIT else None
 
+    def reap(self) -> None:
+        """Where we are the machine's (or the container's) first process, it is ours to bury."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG)
+
     def close(self) -> None:
         """Let go of it; it goes on."""
         os.close(self._descriptor)
@@ -117,15 +127,16 @@ def with_argument(prefix: str) -> Iterator[Process]:
         if not entry.name.isdecimal():
             continue
         pid = int(entry.name)
-        if any(argument.startswith(prefix) for argument in _arguments(pid)):
+        if any(argument.startswith(prefix) for argument in _words(pid, "cmdline")):
             process = Process.open(pid)
             if process is not None:
                 yield process
 
 
-def _arguments(pid: int) -> list[str]:
+def _words(pid: int, name: str) -> list[str]:
+    """What a file of /proc/PID has, ended by zeros."""
     try:
-        data = (_PROC / str(pid) / "cmdline").read_bytes()
+        data = (_PROC / str(pid) / name).read_bytes()
     except OSError:
         return []
     return os.fsdecode(data).split("\0")

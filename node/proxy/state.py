@@ -1,7 +1,7 @@
 """Which generations of Envoy run, on the disk: what the next agent takes over.
 
-The file is replaced as a whole.  Where it is missing or cannot be read, the command
-lines of the processes tell the same, but what they were started from.
+The file is replaced as a whole.  Where it is missing or cannot be read, the processes
+tell the same, by their command lines and by a variable of their environment.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ MAX_SIZE = 1 << 20
 
 _BOOTSTRAP = re.compile(r"bootstrap-(\d{1,9})-(\d{1,9})\.json")
 """The name of a bootstrap file (Places.bootstrap). It tells our processes from others."""
+
+VARIABLE = "PROXYLIB_GENERATION"
+"""Of an Envoy's environment: what it was started from."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -73,6 +76,11 @@ class Generation:
     ends: float = 0.0
     release: str = ""
     fingerprint: Fingerprint = Fingerprint()
+
+
+def variable(generation: Generation) -> str:
+    """The value of VARIABLE."""
+    return json.dumps([generation.release, *asdict(generation.fingerprint).values()])
 
 
 def write(path: Path, generations: Iterable[Generation]) -> None:
@@ -128,7 +136,7 @@ def left(places: Places) -> Left:
     pids = {item.pid for item, _ in running}
     if not any(item.role is not Role.DRAINING for item, _ in running):
         for found in process.with_argument(os.fspath(places.folder)):
-            made = _from_arguments(places, found)
+            made = _from_process(places, found)
             if made is None or made.pid in pids:
                 found.close()
             else:
@@ -153,13 +161,17 @@ def _held(places: Places, item: Generation) -> Process | None:
     return None
 
 
-def _from_arguments(places: Places, found: Process) -> Generation | None:
+def _from_process(places: Places, found: Process) -> Generation | None:
     for argument in map(Path, found.arguments()):
         name = _BOOTSTRAP.fullmatch(argument.name)
         if name is not None and argument.parent == places.folder:
             base, epoch = map(int, name.groups())
             # Starting: whether it serves already is soon asked.
-            return Generation(found.pid, found.started, base, epoch, Role.STARTING, 0.0)
+            made = Generation(found.pid, found.started, base, epoch, Role.STARTING, 0.0)
+            with contextlib.suppress(ValueError, TypeError):
+                release, *rest = map(str, json.loads(found.environment().get(VARIABLE, "")))
+                return replace(made, release=release, fingerprint=Fingerprint(*rest))
+            return made
     return None
 
 

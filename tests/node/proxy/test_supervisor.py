@@ -89,6 +89,7 @@ def test_a_damaged_state_leads_to_the_same_envoy(node: Scene, damage: str) -> No
     first.close()
     path = first.places.state
     text = path.read_bytes()
+    before = json.loads(text)["generations"]
     if damage == "gone":
         path.unlink()
     else:
@@ -103,6 +104,9 @@ def test_a_damaged_state_leads_to_the_same_envoy(node: Scene, damage: str) -> No
     proxy = node.proxy()
     status = proxy.wait(lambda s: s.pid > 0, 30)
     assert (status.pid, status.restarts) == (pid, 0)
+    proxy.close()
+    (known,) = json.loads(path.read_text())["generations"]
+    assert known | {"since": 0} == before[0] | {"since": 0}, "it is not taken for another one"
     assert bool(node.told("proxy-state")) is (damage != "gone")
     with Droid(node.port) as droid:
         assert droid.ask() == b"HALT"
