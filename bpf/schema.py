@@ -257,11 +257,12 @@ class Config(IntEnum):
 
 
 class Flags(IntFlag):
-    """What is told in the ring buffer beside drops (`Config.FLAGS`)."""
+    """What is told beside drops (`Config.FLAGS`). ACCOUNTING: packets and bytes of connections."""
 
     NONE = 0
     TRACE = 1
     POLICY_VERDICT = 2
+    ACCOUNTING = 4
 
 
 class Direction(IntEnum):

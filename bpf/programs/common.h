@@ -27,7 +27,9 @@ typedef u32 be32;
 #define MARK_FROM_LISTENER 0xb00   /* from the proxy back to a client */
 
 enum config { CONFIG_EPOCH = 0, CONFIG_FLAGS = 1, CONFIG_NETNS = 2 };
-enum flags { FLAG_TRACE = 1, FLAG_POLICY_VERDICT = 2 };
+/* Accounting writes to a connection's entry at every packet, which processors then hand to and
+ * fro: as in Cilium, an option. */
+enum flags { FLAG_TRACE = 1, FLAG_POLICY_VERDICT = 2, FLAG_ACCOUNTING = 4 };
 enum direction { EGRESS = 0, INGRESS = 1 };
 enum verdict { VERDICT_NONE = 0, VERDICT_ALLOW = 1, VERDICT_REDIRECT = 2, VERDICT_DENY = 3 };
 
@@ -99,7 +101,7 @@ enum conntrack_flags {
 };
 
 struct conntrack_value {
-	u64 rx_packets; /* rx: to the endpoint */
+	u64 rx_packets; /* rx: to the endpoint. Zeros without FLAG_ACCOUNTING. */
 	u64 rx_bytes;
 	u64 tx_packets;
 	u64 tx_bytes;

@@ -84,14 +84,11 @@ static __always_inline u64 lifetime(const struct conntrack_key *key, u16 flags)
 	return flags & CT_SEEN_REPLY ? LIFETIME_TCP : LIFETIME_SYN;
 }
 
-/* Counts the packet in, and follows the connection's life by it. */
-static __always_inline void conntrack_see(struct __sk_buff *skb, const struct packet *packet,
-					  const struct conntrack_key *key,
-					  struct conntrack_value *entry, u8 direction, u64 now)
+static __always_inline void conntrack_account(struct __sk_buff *skb,
+					      struct conntrack_value *entry, u8 direction)
 {
-	u16 flags = entry->flags, before = flags;
-	u64 expires;
-
+	if (likely(!(config(CONFIG_FLAGS) & FLAG_ACCOUNTING)))
+		return;
 	if (direction == EGRESS) {
 		__sync_fetch_and_add(&entry->tx_packets, 1);
 		__sync_fetch_and_add(&entry->tx_bytes, skb->len);
@@ -99,22 +96,32 @@ static __always_inline void conntrack_see(struct __sk_buff *skb, const struct pa
 		__sync_fetch_and_add(&entry->rx_packets, 1);
 		__sync_fetch_and_add(&entry->rx_bytes, skb->len);
 	}
+}
+
+/* Follows the connection's life by a packet. Writes only where something is new. */
+static __always_inline void conntrack_see(struct __sk_buff *skb, const struct packet *packet,
+					  const struct conntrack_key *key,
+					  struct conntrack_value *entry, u8 direction, u64 now)
+{
+	u16 flags = entry->flags, before = flags;
+	u64 expires;
+
+	conntrack_account(skb, entry, direction);
 	if (is_reply(entry, direction))
 		flags |= CT_SEEN_REPLY;
-	if (packet->tcp_flags & TCP_RST)
+	if (unlikely(packet->tcp_flags & TCP_RST))
 		flags |= CT_TX_CLOSING | CT_RX_CLOSING;
-	else if (packet->tcp_flags & TCP_FIN)
+	else if (unlikely(packet->tcp_flags & TCP_FIN))
 		flags |= direction == EGRESS ? CT_TX_CLOSING : CT_RX_CLOSING;
 	expires = now + lifetime(key, flags);
-	if (flags != before) {
+	if (unlikely(flags != before)) {
 		entry->flags = flags;
 		entry->expires = expires;
 		if (flags & ~before & CT_SEEN_REPLY)
 			tell_trace(skb, packet, entry, key->endpoint, direction, TRACE_REPLY);
 		if (lifetime(key, flags) == LIFETIME_CLOSING)
 			tell_trace(skb, packet, entry, key->endpoint, direction, TRACE_CLOSED);
-	} else if (expires > entry->expires + SECOND) {
-		/* A packet every microsecond shall not write every microsecond. */
+	} else if (unlikely(expires > entry->expires + SECOND)) {
 		entry->expires = expires;
 	}
 }
@@ -135,13 +142,7 @@ static __always_inline int conntrack_make(struct __sk_buff *skb, const struct pa
 		.proxy_port = judgement->proxy_port,
 	};
 
-	if (direction == EGRESS) {
-		entry.tx_packets = 1;
-		entry.tx_bytes = skb->len;
-	} else {
-		entry.rx_packets = 1;
-		entry.rx_bytes = skb->len;
-	}
+	conntrack_account(skb, &entry, direction);
 	if (conntrack_update(key, &entry) < 0)
 		return REASON_CT_CREATE_FAILED;
 	tell_trace(skb, packet, &entry, key->endpoint, direction, TRACE_NEW);

@@ -269,42 +269,42 @@ static __always_inline int handle(struct __sk_buff *skb, const struct packet *pa
 	bool opening = is_opening(packet);
 	int reason;
 
-	if (is_discovery(packet))
+	if (unlikely(is_discovery(packet)))
 		return check_discovery(packet, direction, link);
 	reason = check_address(packet, direction, link);
-	if (reason)
+	if (unlikely(reason))
 		return reason;
-	if (is_icmp(packet) && is_icmp_error(packet) && packet->fragment == WHOLE) {
+	if (unlikely(is_icmp(packet) && is_icmp_error(packet) && packet->fragment == WHOLE)) {
 		reason = related(skb, packet, link->endpoint, direction, now);
 		if (reason != NOT_RELATED)
 			return reason;
 	}
 	key = conntrack_key(packet, link->endpoint, direction);
-	if (!is_icmp(packet) || asks_for_echo(packet) || answers_echo(packet))
+	if (likely(!is_icmp(packet)) || asks_for_echo(packet) || answers_echo(packet))
 		entry = conntrack_find(&key, now);
 	if (direction != INGRESS_HOOK)
 		from_proxy = skb->mark & MARK_MASK;
-	if (from_proxy == MARK_FROM_UPSTREAM) {
+	if (unlikely(from_proxy == MARK_FROM_UPSTREAM)) {
 		if (!entry || (opening && !(entry->flags & CT_PROXIED)))
 			return make_upstream(skb, packet, &key, direction, epoch, now);
-	} else if (from_proxy == MARK_FROM_LISTENER) {
+	} else if (unlikely(from_proxy == MARK_FROM_LISTENER)) {
 		if (!entry)
 			return REASON_FORWARDED;
 	} else {
 		from_proxy = 0;
-		if (!entry)
+		if (unlikely(!entry))
 			return begin(skb, packet, &key, direction, opening, epoch, now);
 		/* A connection anew; or what the proxy made, but it is not the proxy's packet. */
-		if (opening || ((entry->flags & CT_UPSTREAM) && !is_reply(entry, direction)))
+		if (unlikely(opening || ((entry->flags & CT_UPSTREAM) && !is_reply(entry, direction))))
 			return begin(skb, packet, &key, direction, true, epoch, now);
 	}
-	if (entry->epoch != epoch && !(entry->flags & CT_UPSTREAM)) {
+	if (unlikely(entry->epoch != epoch && !(entry->flags & CT_UPSTREAM))) {
 		reason = judge_again(skb, packet, &key, entry, direction, epoch);
 		if (reason)
 			return reason;
 	}
 	conntrack_see(skb, packet, &key, entry, direction, now);
-	if (from_proxy || !(entry->flags & CT_PROXIED))
+	if (likely(from_proxy || !(entry->flags & CT_PROXIED)))
 		return REASON_FORWARDED;
 	return to_proxy(skb, packet, direction,
 			direction == EGRESS ? entry->own_identity : entry->peer_identity,
@@ -341,23 +341,23 @@ static __always_inline int run(struct __sk_buff *skb, u8 direction)
 	int reason = REASON_NO_ENDPOINT;
 	u32 endpoint = 0;
 
-	if (link) {
+	if (likely(link)) {
 		endpoint = link->endpoint;
 		reason = parse(skb, &packet, endpoint);
-		if (reason == PARSED_ARP)
+		if (unlikely(reason == PARSED_ARP))
 			reason = REASON_FORWARDED;
-		else if (!reason && arrived)
+		else if (unlikely(!reason && arrived))
 			reason = arrive(skb, &packet, endpoint,
 					direction == EGRESS ? INGRESS : EGRESS,
 					bpf_ktime_get_coarse_ns());
-		else if (!reason)
+		else if (likely(!reason))
 			reason = handle(skb, &packet, link, direction);
 	}
 	/* It was counted when it was sent back here. */
-	if (arrived && reason == REASON_TO_PROXY)
+	if (unlikely(arrived && reason == REASON_TO_PROXY))
 		return TC_ACT_OK;
 	count(endpoint, direction, reason, skb->len);
-	if (reason == REASON_FORWARDED)
+	if (likely(reason == REASON_FORWARDED))
 		return TC_ACT_OK;
 	if (reason == REASON_TO_PROXY)
 		return direction == INGRESS_HOOK ? TC_ACT_OK :

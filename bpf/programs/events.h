@@ -16,7 +16,7 @@ static __always_inline void count(u32 endpoint, u8 direction, u8 reason, u32 byt
 	};
 	struct counter_value *value = counter_lookup(&key);
 
-	if (value) {
+	if (likely(value)) {
 		/* Each processor has its own: nobody else is writing. */
 		value->packets++;
 		value->bytes += bytes;

@@ -4,6 +4,10 @@
 
 #include "common.h"
 
+/* What established traffic does not meet is moved out of its way. */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
 #define MAP_OF(number) bpf_pseudo_fd(1, number)
 
 #define LOOKUP(name, number, key_type, value_type)                                            \

@@ -1,8 +1,8 @@
 /* From a frame to a packet: addresses, protocol, ports; or the reason why it is none.
  *
  * Whoever sends is hostile: every length is held against the one around it, and what is not
- * understood is refused. Headers are copied (bpf_skb_load_bytes), so that it makes no difference
- * which parts of a frame lie in one piece.
+ * understood is refused. Headers are copied, so that it makes no difference which parts of a frame
+ * lie in one piece.
  */
 #ifndef PROXYLIB_PARSE_H
 #define PROXYLIB_PARSE_H
@@ -63,6 +63,23 @@ struct packet {
 	u8 fragment;
 };
 
+/* Copies words of a frame; half a word may be the last. Returns a negative number if the frame
+ * has not as many bytes. */
+static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32 size)
+{
+	void *at = (void *)(long)skb->data + (offset & 0xff);
+
+	/* The verifier follows a pointer that is computed once. */
+	asm volatile("" : "+r"(at));
+	if (unlikely(offset > 0xff || at + size > (void *)(long)skb->data_end))
+		return bpf_skb_load_bytes(skb, offset, to, size);
+	for (u32 i = 0; i < size / 4; i++)
+		((u32 *)to)[i] = ((u32 *)at)[i];
+	if (size & 2)
+		((u16 *)to)[size / 2 - 1] = ((u16 *)at)[size / 2 - 1];
+	return 0;
+}
+
 static __always_inline void ipv4_address(struct addr *address, be32 ipv4)
 {
 	address->words[0] = 0;
@@ -104,14 +121,14 @@ static __always_inline bool answers_echo(const struct packet *packet)
 static __always_inline int parse_ipv4_options(struct __sk_buff *skb, u32 words)
 {
 	u32 offset = ETH_HLEN + sizeof(struct iphdr);
-	u8 bytes[4];
+	u8 bytes[4] __attribute__((aligned(4)));
 
 	for (u32 i = 0; i < 10; i++) {
 		/* Else the compiler makes one end of the loop's two, which the verifier misses. */
 		asm volatile("" : "+r"(i));
 		if (i >= words)
 			return 0;
-		if (bpf_skb_load_bytes(skb, offset + i * sizeof(bytes), bytes, sizeof(bytes)) < 0)
+		if (load(skb, offset + i * sizeof(bytes), bytes, sizeof(bytes)) < 0)
 			return REASON_INVALID;
 		for (int n = 0; n < sizeof(bytes); n++)
 			if (bytes[n] == IPV4_LSRR || bytes[n] == IPV4_SSRR)
@@ -130,7 +147,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, const struct iphdr 
 	/* Segments that the kernel has not cut yet may be longer than the field can say. */
 	if (!length && available > LONGEST_PACKET)
 		length = available;
-	if (ip->version != 4 || header < sizeof(*ip) || length < header || length > available)
+	if (unlikely(ip->version != 4 || header < sizeof(*ip) || length < header || length > available))
 		return REASON_INVALID;
 	packet->l4 = ETH_HLEN + header;
 	length -= header;
@@ -147,7 +164,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, const struct iphdr 
 	/* RFC 3128: such a fragment is there to overwrite the header's flags. */
 	if ((fragment & IPV4_FRAGMENT_OFFSET) == 1 && ip->protocol == IPPROTO_TCP)
 		return REASON_INVALID;
-	if (header > sizeof(*ip))
+	if (unlikely(header > sizeof(*ip)))
 		return parse_ipv4_options(skb, ip->ihl - 5);
 	return 0;
 }
@@ -165,7 +182,7 @@ static __always_inline int parse_ipv6_extensions(struct __sk_buff *skb, struct p
 				 next == IPPROTO_FRAGMENT || next == IPPROTO_DSTOPTS ||
 				 next == IPPROTO_AH;
 
-		if (!extension) {
+		if (likely(!extension)) {
 			packet->protocol = next;
 			packet->l4 = offset;
 			length = end - offset;
@@ -174,7 +191,7 @@ static __always_inline int parse_ipv6_extensions(struct __sk_buff *skb, struct p
 		}
 		if (next == IPPROTO_HOPOPTS && i)
 			return REASON_INVALID_EXTENSION_HEADER;
-		if (bpf_skb_load_bytes(skb, offset, &header, sizeof(header)) < 0)
+		if (load(skb, offset, &header, sizeof(header)) < 0)
 			return REASON_INVALID_EXTENSION_HEADER;
 		size = (header.length + 1) * 8;
 		if (next == IPPROTO_AH)
@@ -214,7 +231,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
 	struct ipv6hdr ip;
 	u32 available = skb->len - ETH_HLEN - sizeof(ip), length;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) < 0)
+	if (load(skb, ETH_HLEN, &ip, sizeof(ip)) < 0)
 		return REASON_INVALID;
 	length = bpf_ntohs(ip.payload_len);
 	if (!length && available > LONGEST_PACKET)
@@ -240,14 +257,14 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *pac
 	if (packet->l4_length < least)
 		return REASON_CT_INVALID_HEADER;
 	if (packet->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, packet->l4, &l4, sizeof(l4)) < 0)
+		if (load(skb, packet->l4, &l4, sizeof(l4)) < 0)
 			return REASON_CT_INVALID_HEADER;
 		least = (l4.offset >> 4) * 4;
 		packet->tcp_flags = l4.flags;
 		if (least < 20 || least > packet->l4_length)
 			return REASON_CT_INVALID_HEADER;
 	} else {
-		if (bpf_skb_load_bytes(skb, packet->l4, &l4, 8) < 0)
+		if (load(skb, packet->l4, &l4, 8) < 0)
 			return REASON_CT_INVALID_HEADER;
 		least = bpf_ntohs(l4.length);
 		if (packet->protocol == IPPROTO_UDP && packet->fragment == WHOLE &&
@@ -264,7 +281,7 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *pack
 	struct { u8 type; u8 code; be16 sum; be16 id; be16 sequence; } icmp;
 
 	if (packet->l4_length < sizeof(icmp) ||
-	    bpf_skb_load_bytes(skb, packet->l4, &icmp, sizeof(icmp)) < 0)
+	    load(skb, packet->l4, &icmp, sizeof(icmp)) < 0)
 		return REASON_CT_INVALID_HEADER;
 	packet->icmp_type = icmp.type;
 	if (asks_for_echo(packet))
@@ -303,37 +320,43 @@ static __always_inline int parse_fragment(struct packet *packet, u32 endpoint)
 	return 0;
 }
 
+/* What is not IP. */
+static __always_inline int parse_other(u16 type)
+{
+	if (type == ETH_P_ARP)
+		return PARSED_ARP;
+	if (type == ETH_P_8021Q || type == ETH_P_8021AD)
+		return REASON_VLAN;
+	return type < ETH_P_802_3_MIN ? REASON_UNSUPPORTED_L2 : REASON_UNSUPPORTED_L3;
+}
+
 /* Fills `packet`, which is all zeros. Returns 0, PARSED_ARP, or a reason. */
 static __always_inline int parse(struct __sk_buff *skb, struct packet *packet, u32 endpoint)
 {
-	struct { u16 pad; struct ethhdr ethernet; struct iphdr ip; } head;
+	struct iphdr ip;
 	int reason = 0;
+	be16 type;
 
 	/* A tag may be out of the frame already (the kernel does that before its first hook). */
-	if (skb->vlan_present)
+	if (unlikely(skb->vlan_present))
 		return REASON_VLAN;
-	if (bpf_skb_load_bytes(skb, 0, &head.ethernet, ETH_HLEN + sizeof(head.ip)) < 0)
+	if (unlikely(load(skb, ETH_HLEN - sizeof(type), &type, sizeof(type)) < 0 ||
+		     load(skb, ETH_HLEN, &ip, sizeof(ip)) < 0))
 		return REASON_INVALID;
-	if (head.ethernet.h_proto == bpf_htons(ETH_P_IP))
-		reason = parse_ipv4(skb, &head.ip, packet);
-	else if (head.ethernet.h_proto == bpf_htons(ETH_P_IPV6))
+	if (likely(type == bpf_htons(ETH_P_IP)))
+		reason = parse_ipv4(skb, &ip, packet);
+	else if (likely(type == bpf_htons(ETH_P_IPV6)))
 		reason = parse_ipv6(skb, packet);
-	else if (head.ethernet.h_proto == bpf_htons(ETH_P_ARP))
-		return PARSED_ARP;
-	else if (head.ethernet.h_proto == bpf_htons(ETH_P_8021Q) ||
-		 head.ethernet.h_proto == bpf_htons(ETH_P_8021AD))
-		return REASON_VLAN;
-	else if (bpf_ntohs(head.ethernet.h_proto) < ETH_P_802_3_MIN)
-		return REASON_UNSUPPORTED_L2;
 	else
-		return REASON_UNSUPPORTED_L3;
-	if (reason)
+		return parse_other(bpf_ntohs(type));
+	if (unlikely(reason))
 		return reason;
-	if (!has_ports(packet->protocol) && !is_icmp(packet))
+	if (unlikely(!has_ports(packet->protocol) && !is_icmp(packet)))
 		return 0;
-	if (packet->fragment != LATER_FRAGMENT)
-		reason = is_icmp(packet) ? parse_icmp(skb, packet) : parse_ports(skb, packet);
-	if (!reason && packet->fragment)
+	if (likely(packet->fragment != LATER_FRAGMENT))
+		reason = unlikely(is_icmp(packet)) ? parse_icmp(skb, packet) :
+						     parse_ports(skb, packet);
+	if (unlikely(!reason && packet->fragment))
 		reason = parse_fragment(packet, endpoint);
 	return reason;
 }

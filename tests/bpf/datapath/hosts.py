@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -140,7 +140,10 @@ class Talk:
         self.socket.sendall(data)
         return self.socket.recv(1 << 16)
 
-    def close(self) -> None:
+    def close(self, gently: bool = False) -> None:
+        """By a reset, after which nothing comes any more; gently: as programs do."""
+        if not gently:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with suppress(AttributeError):
             self._lines.close()
         self.socket.close()
@@ -230,8 +233,3 @@ def raw_socket(where: Namespace, interface: str = "eth0") -> socket.socket:
         made.bind((interface, 0))
     made.settimeout(TIMEOUT)
     return made
-
-
-def pause() -> None:
-    """Let others run."""
-    os.sched_yield()

@@ -71,13 +71,14 @@ class Proxy:
         with accepted, upstream:
             try:
                 await loop.sock_connect(upstream, server[:2])
-                await asyncio.gather(
-                    self.pump(accepted, upstream, accepted), self.pump(upstream, accepted, None)
-                )
-            except OSError:
-                # Tell the client at once: closing alone would be a friendly end.
-                linger = struct.pack("ii", 1, 0)
-                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self.pump(accepted, upstream, accepted))
+                    both.create_task(self.pump(upstream, accepted, None))
+            except (OSError, ExceptionGroup):
+                # Tell both at once: closing alone would be a friendly end.
+                for end in (accepted, upstream):
+                    linger = struct.pack("ii", 1, 0)
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     async def pump(
         self, source: socket.socket, sink: socket.socket, judged: socket.socket | None
