@@ -72,6 +72,7 @@ NO_SOURCE = {
     "tests/parsers/kafka": "parsers/kafka, by its dialogues",
     "tests/parsers/memcache": "parsers/memcache, by its dialogues",
     "tests/parsers/redis": "parsers/redis, by its dialogues",
+    "tests/bpf/datapath": "bpf/programs/endpoint.c",
     "tests/xds": "xds/, by what its files do together",
     "tests/node/agent": "node/agent/, by what its files do together",
     "tests/node/api": "node/api/, by requests",

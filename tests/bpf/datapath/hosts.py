@@ -38,11 +38,11 @@ def eventually(holds: Callable[[], bool], seconds: float = TIMEOUT) -> None:
 class Servers:
     """TCP and UDP at one port of a namespace, both families: who asks is told who they are.
 
-    A TCP client gets a line with its address and port at once, and then its own bytes back; a
-    datagram is answered with its sender's address, port and the datagram itself.
+    A TCP client gets a line with its address and port at once, and then its own bytes back, until
+    they are a `Q`; a datagram is answered with its sender's address, port and the datagram itself.
     """
 
-    def __init__(self, where: Namespace, port: int, freebind: bool = False) -> None:
+    def __init__(self, where: Namespace, port: int) -> None:
         self._selector = selectors.DefaultSelector()
         self._stop = threading.Event()
         self.accepted = 0
@@ -78,6 +78,8 @@ class Servers:
     def _echo(self, connection: socket.socket) -> None:
         try:
             data = connection.recv(1 << 16)
+            if data == b"Q":
+                data = b""
             if data:
                 connection.setblocking(True)
                 connection.settimeout(TIMEOUT)
@@ -178,6 +180,29 @@ def datagram(
             return made.recv(1 << 16)
         except TimeoutError:
             return None
+
+
+def crowd(where: Namespace, address: str, port: int, count: int) -> list[socket.socket]:
+    """So many connections to a `Servers`, all open at once, each with its line read."""
+    selector = selectors.DefaultSelector()
+    made = []
+    with where.entered():
+        for _ in range(count):
+            one = socket.socket(family(address), socket.SOCK_STREAM)
+            one.setblocking(False)
+            one.connect_ex((address, port))
+            made.append(one)
+            selector.register(one, selectors.EVENT_READ)
+    left, deadline = count, time.monotonic() + 60
+    while left and time.monotonic() < deadline:
+        for key, _ in selector.select(1):
+            assert isinstance(key.fileobj, socket.socket)
+            assert key.fileobj.recv(100).endswith(b"\n")
+            selector.unregister(key.fileobj)
+            left -= 1
+    selector.close()
+    assert not left, f"{left} of {count} connections have not been greeted"
+    return made
 
 
 class RunningProxy:
