@@ -22,7 +22,7 @@ def prepare_node(memory: Memory, netns: str) -> None:
     def action() -> None:
         namespace = memory.namespace(cookie(), netns)
         memory.save()
-        routing.change(routing.NODE, namespace, memory.save)
+        routing.change(routing.node_sysctls(), namespace, memory.save)
         routing.add_rules()
 
     within(netns, action)

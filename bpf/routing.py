@@ -36,6 +36,7 @@ LINK = {"net/ipv4/conf/{%d}/rp_filter": "0", "net/ipv4/conf/{%d}/accept_local": 
 
 _PROC = Path("/proc/sys")
 _RTN_LOCAL = 2
+_RTPROT_RA = 9
 _SCOPE_HOST = 254
 
 
@@ -117,6 +118,20 @@ def _rules(route: Any, family: int) -> int:
 
 def _routes(route: Any, family: int) -> int:
     return sum(1 for one in route.get_routes(family=family, table=TABLE) if one["dst_len"] == 0)
+
+
+def node_sysctls() -> dict[str, str]:
+    """`NODE`, and before it: interfaces that have told the node its default route may go on.
+
+    A kernel that forwards IPv6 else forgets what routers have advertised.
+    """
+    with _route("routes by router advertisement") as route:
+        told = [
+            one.get_attr("RTA_OIF")
+            for one in route.get_routes(family=socket.AF_INET6)
+            if one["proto"] == _RTPROT_RA and one["dst_len"] == 0
+        ]
+    return {f"net/ipv6/conf/{{{index}}}/accept_ra": "2" for index in told if index} | NODE
 
 
 def change(names: dict[str, str], memory: Namespace, save: Callable[[], None]) -> None:

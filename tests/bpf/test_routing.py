@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bpf import memory, routing
+from bpf.cleanup import cleanup
 from bpf.errors import BpfError
 from bpf.netns import within
 from tests.bpf.nodes import Namespace, Node
@@ -75,6 +76,26 @@ def test_sysctls_are_remembered_once(node: Node) -> None:
     within(node.namespace.path, lambda: routing.restore(kept, index))
     assert node.sysctl("ipv4/conf/v0/rp_filter") == "2"
     assert kept.sysctls == {}
+
+
+def test_a_default_route_of_a_router_stays(node: Node) -> None:
+    """The node's uplink goes on to hear its router when the node forwards."""
+    uplink, other = node.namespace.veth("up0", "up1"), node.namespace.veth("v0", "v1")
+    node.namespace.ip(*["-6", "addr", "add", "fd01::2/64", "dev", "up0", "nodad"])
+    node.namespace.ip(
+        *["-6", "route", "add", "default", "via", "fd01::1", "dev", "up0", "proto", "ra"]
+    )
+    wanted = within(node.namespace.path, routing.node_sysctls)
+    names = list(wanted)
+    assert names.index(f"net/ipv6/conf/{{{uplink}}}/accept_ra") == 0
+    assert not any(f"{{{other}}}" in name for name in names)
+    assert node.sysctl("ipv6/conf/up0/accept_ra") == "1"
+    node.open().close()
+    assert node.sysctl("ipv6/conf/up0/accept_ra") == "2"
+    assert node.sysctl("ipv6/conf/all/forwarding") == "1"
+    cleanup(node.config)
+    assert node.sysctl("ipv6/conf/up0/accept_ra") == "1"
+    assert node.sysctl("ipv6/conf/all/forwarding") == "0"
 
 
 def test_a_value_that_is_refused(node: Node) -> None:
