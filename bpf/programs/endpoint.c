@@ -230,6 +230,7 @@ static __always_inline int judge_again(struct __sk_buff *skb, const struct packe
 		.direction = from_peer ? INGRESS : EGRESS,
 		.protocol = key->protocol,
 		.port = from_peer ? key->own_port : key->peer_port,
+		.proxied = !!(entry->flags & CT_PROXIED),
 	};
 	struct judgement judgement = {};
 	u16 flags = entry->flags & ~CT_AUDIT;

@@ -22,6 +22,7 @@ struct question {
 	u8 direction; /* INGRESS: the peer makes it */
 	u8 protocol;
 	be16 port; /* of the side it is made to; or the ICMP type */
+	u8 proxied; /* it goes to a proxy already */
 };
 
 struct judgement {
@@ -138,8 +139,8 @@ static __always_inline int ask_far_end(struct __sk_buff *skb, const struct packe
 	question.own_identity = near->peer_identity;
 	question.peer_identity = near->own_identity;
 	far = ask(endpoint->slot, &question);
-	/* Its own program judges the packet when it comes by. */
-	if (!wants_proxy(said) && !wants_proxy(&far))
+	/* Its own program judges the packet when it comes by, which the proxy's do not. */
+	if (!near->proxied && !wants_proxy(said) && !wants_proxy(&far))
 		return 0;
 	tell_verdict(skb, packet, &question, &far);
 	if (!passes(&far))

@@ -157,7 +157,8 @@ def build(
     servers = {upstream.name: upstream for upstream in upstreams}
     known = {secret.name: secret for secret in secrets}
     _check(node, items, servers, known.keys())
-    clusters = {item.cluster: cluster(node, item, servers) for item in items}
+    lasting = _lasting(node)
+    clusters = {item.cluster: cluster(node, item, servers) for item in (*lasting, *items)}
     used = {item.upstream for item in items if item.upstream}
     wanted = {name for item in items for name in (item.terminating, item.originating) if name}
     return {
@@ -165,8 +166,22 @@ def build(
         ENDPOINTS: _named(ENDPOINTS, (endpoints(servers[name]) for name in sorted(used))),
         SECRET: _named(SECRET, (secret_message(known[name]) for name in sorted(wanted))),
         LISTENER: _named(LISTENER, (listener(node, item) for item in items)),
-        ROUTES: _named(ROUTES, map(routes, sorted({item.cluster for item in items if item.http}))),
+        ROUTES: _named(
+            ROUTES,
+            map(routes, sorted({item.cluster for item in (*lasting, *items) if item.http})),
+        ),
     }
+
+
+def _lasting(node: NodeConfig) -> Iterable[Redirect]:
+    """Stand for what has clusters in any case.
+
+    A connection goes on when the last policy that wanted its listener is gone, and still
+    has to lead somewhere.
+    """
+    if node.transparency is None:
+        return ()
+    return tuple(Redirect("", Direction.EGRESS, 0, http=http) for http in (False, True))
 
 
 _PASSES = {Direction.EGRESS: (False,), Direction.INGRESS: (True,), Direction.BOTH: (False, True)}

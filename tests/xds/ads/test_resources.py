@@ -104,7 +104,7 @@ def test_transparent_listeners() -> None:
 
 
 def test_original_destination_takes_more_than_envoy_s_default() -> None:
-    (cluster,) = parsed(build(NODE, [R2D2, BOTH]), CLUSTER).values()
+    cluster = parsed(build(NODE, [R2D2, BOTH]), CLUSTER)["original-dst"]
     assert (cluster["type"], cluster["lbPolicy"]) == ("ORIGINAL_DST", "CLUSTER_PROVIDED")
     (threshold,) = cluster["circuitBreakers"]["thresholds"]
     assert threshold["maxConnections"] == threshold["maxPendingRequests"] == 50_000
@@ -112,7 +112,7 @@ def test_original_destination_takes_more_than_envoy_s_default() -> None:
 
 def test_upstreams_come_by_eds() -> None:
     built = build(NODE, [TO_CACHES], [CACHES, Upstream("unused", ())])
-    (cluster,) = parsed(built, CLUSTER).values()
+    cluster = parsed(built, CLUSTER)["to=caches"]
     assert cluster["edsClusterConfig"]["serviceName"] == "caches"
     assert list(built[ENDPOINTS]) == ["caches"], "what nobody leads to is not sent"
     assert built[CLUSTER][cluster["name"]].refreshes == ((ENDPOINTS, "caches"),)
@@ -134,7 +134,13 @@ def test_http_has_a_connection_manager_and_routes() -> None:
     assert names == ["parser-0", "envoy.filters.http.router"]
     ((name, route),) = parsed(built, ROUTES).items()
     assert name == route["virtualHosts"][0]["routes"][0]["route"]["cluster"] == "original-dst/http"
-    assert list(built[CLUSTER]) == ["original-dst/http"]
+
+
+def test_connections_outlive_their_redirects() -> None:
+    built = build(NODE, [])
+    assert not built[LISTENER]
+    assert list(built[CLUSTER]) == ["original-dst", "original-dst/http"]
+    assert list(built[ROUTES]) == ["original-dst/http"]
 
 
 def test_secrets_are_named_and_their_content_is_sds_s(secrets: list[TlsSecret], pem: Path) -> None:
