@@ -55,7 +55,7 @@ def within(path: str, action: Callable[[], T]) -> T:
 
 def _enter(path: str) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise NamespaceGone(f"network namespace {path}: {error.strerror}") from error
     try:

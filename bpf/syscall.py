@@ -158,7 +158,7 @@ def load_program(
         return bpf(PROG_LOAD, attributes)
     except OSError as error:
         if log:
-            raise VerifierError(error.errno or 0, _text(room.raw)) from error
+            raise VerifierError(error.errno or 0, room.value.decode(errors="replace")) from error
     return load_program(kind, instructions, name, attach_type, attach_to, log=True)
 
 
