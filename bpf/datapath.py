@@ -130,14 +130,15 @@ class Datapath:
         maps.check_sizes(config.sizes)
         checks.require(config.root)
         lock_fd = lock(config.root)
-        opened: dict[str, Map] = {}
         try:
-            opened = _open_maps(config)
-            made = cls(config, lock_fd, opened)
+            made = cls(config, lock_fd, _open_maps(config))
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        try:
             made._take_over()
         except BaseException:
-            maps.close_maps(opened)
-            os.close(lock_fd)
+            made.close()
             raise
         return made
 

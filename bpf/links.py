@@ -24,6 +24,10 @@ LAST_NUMBER = 0xFFFF
 """Of an endpoint: the connections' key has 16 bits for it."""
 
 
+_GONE = "/proc/gone"
+"""The path of a sidecar's namespace that nobody remembers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """One endpoint's attachment.
@@ -75,7 +79,7 @@ def read(maps: dict[str, Map], memory: Memory) -> dict[int, tuple[Link, int]]:
             continue
         identity, slot, _, ifindex = endpoints[number]
         sidecar = U32.unpack(key)[0] & LINK_SIDECAR
-        netns = paths.get(number, "gone") if sidecar else ""
+        netns = paths.get(number, _GONE) if sidecar else ""
         link = Link(number, ifindex, address_text(ipv4), address_text(ipv6), identity, netns)
         found[number] = (link, slot)
     return found

@@ -35,8 +35,6 @@ ELSEWHERE = {
     ),
     "bpf/selftest_worker.py": ("tests/bpf/test_selftest.py", "a program that it starts"),
     "bpf/bcc_worker.py": ("tests/bpf/test_compiler.py", "runs only in the compiler's process"),
-    "bpf/links.py": ("tests/bpf/test_datapath.py", "what a data path is made of"),
-    "bpf/places.py": ("tests/bpf/test_datapath.py", "what a data path is made of"),
     "bpf/errors.py": ("tests/bpf/test_compiler.py", "types without behaviour"),
     "node/console.py": ("tests/node/test_run.py", "what it prints is what is tested"),
     "node/stopping.py": ("tests/node/test_run.py", "signals, sent to the real program"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf.datapath import DatapathConfig
+from bpf.datapath import Datapath, DatapathConfig
 from tests.bpf.nodes import SMALL, Namespace, Node, run
 
 _numbers = itertools.count()
@@ -76,3 +76,10 @@ def node(namespace: Namespace, bpffs: Path, cache: Path, tmp_path: Path) -> Node
         bpffs / "p", cache, tmp_path / "state", SMALL, source=source, netns=namespace.path
     )
     return Node(namespace, config)
+
+
+@pytest.fixture
+def datapath(node: Node) -> Iterator[Datapath]:
+    opened = node.open()
+    yield opened
+    opened.close()

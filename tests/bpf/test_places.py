@@ -1,0 +1,73 @@
+"""Sidecars: an endpoint's own namespace made ready, and left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from bpf import routing, tc
+from bpf.datapath import Datapath
+from bpf.netns import NamespaceGone, within
+from tests.bpf.nodes import ALLOW_ALL, Namespace, Node
+
+Make = Callable[[], Namespace]
+
+
+def test_a_sidecar(node: Node, datapath: Datapath, namespaces: Make) -> None:
+    """Programs, rules and sysctls are inside the endpoint's namespace, and leave it again."""
+    inside = namespaces()
+    link = node.endpoint(1, inside)
+    index = inside.ifindex("eth0")
+    sidecar = replace(link, ifindex=index, netns=inside.path)
+    datapath.attach(sidecar)
+    assert tc.filters(netns=node.namespace.path) == []
+    assert {found.hook for found in tc.filters(netns=inside.path)} == set(tc.Hook)
+    assert not node.reaches("10.0.0.1")
+    datapath.set_policy(1, ALLOW_ALL)
+    assert node.reaches("10.0.0.1")
+    assert within(inside.path, routing.has_rules)
+    assert datapath._maps["addresses"].count() == 0
+    directions = {(c.ingress, c.reason) for c in datapath.counters() if c.endpoint == 1}
+    assert (False, 0) in directions
+    assert (True, 0) in directions
+    datapath.close()
+    again = node.open()
+    try:
+        assert again.attached() == {1: sidecar}
+        again.detach(1)
+        assert tc.filters(netns=inside.path) == []
+        assert not within(inside.path, routing.has_any_rules)
+        assert within(node.namespace.path, routing.has_rules)
+    finally:
+        again.close()
+
+
+def test_two_sidecars_with_equal_interfaces(
+    node: Node, datapath: Datapath, namespaces: Make
+) -> None:
+    insides = [namespaces(), namespaces()]
+    sidecars = [
+        replace(node.endpoint(n, inside), ifindex=inside.ifindex("eth0"), netns=inside.path)
+        for n, inside in enumerate(insides, 1)
+    ]
+    for sidecar in sidecars:
+        datapath.attach(sidecar)
+    assert datapath.programs.compiled <= 2
+    datapath.set_policy(1, ALLOW_ALL)
+    assert [node.reaches(sidecar.ipv4) for sidecar in sidecars] == [True, False]
+
+
+def test_a_sidecar_whose_namespace_is_gone(
+    node: Node, datapath: Datapath, namespaces: Make
+) -> None:
+    inside = namespaces()
+    sidecar = replace(node.endpoint(1, inside), ifindex=inside.ifindex("eth0"), netns=inside.path)
+    datapath.attach(sidecar)
+    subprocess.run(["ip", "netns", "del", inside.name], check=True)
+    with pytest.raises(NamespaceGone):
+        datapath.attach(sidecar)
+    assert datapath.detach(1)
+    assert datapath.attached() == {}
