@@ -6,6 +6,7 @@ stays there; no other thread of the process notices.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import socket
@@ -31,16 +32,18 @@ class NamespaceGone(BpfError):
 def within(path: str, action: Callable[[], T]) -> T:
     """What `action` returns in the namespace `path`; an empty path is this thread's own.
 
-    Raises `NamespaceGone`, and what `action` raises.
+    Raises `NamespaceGone`, and what `action` raises. The action may use pyroute2, which
+    cannot run in a thread that runs an event loop: from there too it has another one.
     """
-    if not path:
+    if not path and not _runs_event_loop():
         return action()
     answer: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            _enter(path)
+            if path:
+                _enter(path)
             answer.append(action())
         except BaseException as error:
             errors.append(error)
@@ -51,6 +54,14 @@ def within(path: str, action: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return answer[0]
+
+
+def _runs_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _enter(path: str) -> None:

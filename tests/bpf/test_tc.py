@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from bpf import syscall, tc
 from bpf.errors import BpfError
-from bpf.netns import NamespaceGone
+from bpf.netns import NamespaceGone, within
 from tests.bpf.nodes import Namespace
 
 PASS = bytes.fromhex("b700000000000000 9500000000000000")
@@ -34,6 +35,20 @@ def test_attach_and_detach(namespace: Namespace, program: int) -> None:
         tc.detach(index, namespace.path)
         assert tc.filters(netns=namespace.path) == []
         assert "clsact" not in namespace.tc("qdisc", "show", "dev", "v0")
+
+
+def test_from_an_event_loop(namespace: Namespace, program: int) -> None:
+    """pyroute2 has one of its own, and would refuse."""
+    index = namespace.veth("v0", "v1")
+
+    async def attach() -> list[tc.Filter]:
+        tc.attach(index, tc.Hook.INGRESS, program, "x")
+        found = tc.filters()
+        tc.detach(index)
+        return found
+
+    found = within(namespace.path, lambda: asyncio.run(attach()))
+    assert found == [tc.Filter(index, tc.Hook.INGRESS, "x")]
 
 
 def test_others_filters_stay(namespace: Namespace, program: int, bpffs: Path) -> None:
