@@ -184,6 +184,29 @@ def accepted(sockmap: Sockmap) -> tuple[bool, str]:
     return True, "Blocking sockets of a non-blocking listener were right, too."
 
 
+def splice(sockmap: Sockmap) -> tuple[bool, str]:
+    """A reader that moves its bytes with splice(2): it sees only what came by the wire."""
+    wrong = 0
+    out, into = os.pipe2(os.O_NONBLOCK)
+    for _ in range(10):
+        client, server = _pair()
+        with client, server:
+            for n in range(20):
+                word = b"%06d" % n * 100
+                _send_all(client, word)
+                _wait([server], [])
+                try:
+                    os.splice(server.fileno(), into, 1 << 16)
+                    wrong += os.read(out, 1 << 16) != word
+                except BlockingIOError:
+                    wrong += 1
+    os.close(out)
+    os.close(into)
+    if wrong:
+        return False, "A program that reads with splice(2) gets other bytes than were sent."
+    return True, "A program that reads with splice(2) from the first byte on keeps plain TCP."
+
+
 def memory(sockmap: Sockmap) -> tuple[bool, str]:
     """A reader that sleeps: what waits for it is bounded, and nothing of it is lost."""
     client, server = _pair()
@@ -212,6 +235,7 @@ CHECKS: dict[str, tuple[Callable[[Sockmap], tuple[bool, str]], bool]] = {
     "order": (order, True),
     "handshake": (handshake, True),
     "half-close": (half_close, True),
+    "splice": (splice, True),
     "memory": (memory, True),
     "blocking": (blocking, True),
     "accepted": (accepted, False),

@@ -26,6 +26,12 @@
  * accepted one, which has no program yet, its listener tells. Envoy's are known by their mark.
  * Nor does one with another protocol above TCP (kTLS, MPTCP): its bytes are not what is sent.
  *
+ * For programs that splice(2) from a socket, which moves only what came by the wire: that the
+ * peer's program has read what came by the wire is not enough, it must have read it by recvmsg (as
+ * recv, read and io_uring do): `on_receive` sees that. A program that splices from the first byte
+ * on is never sent anything else. One that begins to in the middle is not foreseen: an endpoint of
+ * such must not take part.
+ *
  * Fields of the kernel's structures are read at OFFSET_…, which the loader takes from its BTF. A
  * socket's address may be that of one gone: reading there is safe, and what is read decides
  * between two ways that are both right.
@@ -38,6 +44,8 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define TCP_LISTEN 10
+#define SENDS_BY_ITSELF 1 /* of sk_userlocks: the program has set the buffer's size */
+#define RECEIVES_BY_ITSELF 2
 #define BUFFER_SEND (128 << 10) /* the kernel doubles these two */
 #define BUFFER_RECEIVE (1 << 20)
 
@@ -169,7 +177,7 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 		return;
 	}
 	connection->sent = event->snd_nxt;
-	connection->received = event->rcv_nxt;
+	own->read = connection->received = event->rcv_nxt;
 	own->epoch = switched(SWITCH_EPOCH);
 	own->proof = connection->sent + 1;
 	peer.proxy = own->proxy;
@@ -190,6 +198,7 @@ static __always_inline void measured(struct bpf_sock_ops *event, u64 socket)
 	struct connection other = {};
 	struct peer *peer;
 	int send = BUFFER_SEND, receive = BUFFER_RECEIVE;
+	u32 locks;
 
 	bpf_sock_ops_cb_flags_set(event, BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (!own)
@@ -198,8 +207,11 @@ static __always_inline void measured(struct bpf_sock_ops *event, u64 socket)
 	peer = FIND(MAP_PEERS, struct peer, &other);
 	if (!peer || !taking_part(own, peer))
 		return;
-	bpf_setsockopt(event, SOL_SOCKET, SO_SNDBUF, &send, sizeof(send));
-	bpf_setsockopt(event, SOL_SOCKET, SO_RCVBUF, &receive, sizeof(receive));
+	locks = read_u32(socket + OFFSET_SOCK_USERLOCKS);
+	if (!(locks & SENDS_BY_ITSELF))
+		bpf_setsockopt(event, SOL_SOCKET, SO_SNDBUF, &send, sizeof(send));
+	if (!(locks & RECEIVES_BY_ITSELF))
+		bpf_setsockopt(event, SOL_SOCKET, SO_RCVBUF, &receive, sizeof(receive));
 }
 
 static __always_inline void closed(u64 socket)
@@ -272,6 +284,7 @@ static __always_inline u32 judged(u64 socket, struct own *own, struct peer *peer
 {
 	u32 epoch = switched(SWITCH_EPOCH);
 	u32 written = read_u32(socket + OFFSET_TCP_WRITE_SEQ);
+	struct own *other = FIND(MAP_OWN, struct own, &peer->socket);
 	u32 waiting, room;
 
 	if (!switched(SWITCH_ON))
@@ -285,6 +298,8 @@ static __always_inline u32 judged(u64 socket, struct own *own, struct peer *peer
 	}
 	if (read_u32(peer->socket + OFFSET_TCP_COPIED_SEQ) != written)
 		return COUNT_UNREAD;
+	if (!other || other->read != written)
+		return COUNT_SPLICED;
 	if ((int)(read_u32(socket + OFFSET_TCP_SND_UNA) - own->proof) < 0)
 		return COUNT_UNPROVEN;
 	if (!never_blocks(peer->socket))
@@ -330,6 +345,20 @@ int on_send(struct sk_msg_md *message)
 		count(found, 1);
 	}
 	return SK_PASS;
+}
+
+/* The tracepoint sock_recv_length: a program has called recvmsg, on a socket of any kind. */
+int on_receive(struct bpf_raw_tracepoint_args *call)
+{
+	u64 socket = call->args[0];
+	struct own *own;
+
+	if ((int)call->args[1] <= 0)
+		return 0;
+	own = FIND(MAP_OWN, struct own, &socket);
+	if (own)
+		own->read = read_u32(socket + OFFSET_TCP_COPIED_SEQ);
+	return 0;
 }
 
 /* What `bpf_iter_tcp` hands out, one socket of a namespace at a time. */

@@ -26,6 +26,7 @@ enum count {
 	COUNT_UNPROVEN, /* first after the handshake, or after a change of policy */
 	COUNT_BLOCKING, /* the peer's program blocks */
 	COUNT_FULL, /* the peer has much to read */
+	COUNT_SPLICED, /* the peer's program has read it by splice(2), or by other means */
 	COUNT_SOCKETS, /* sockets that took part */
 	COUNT_BLOCKING_SOCKETS, /* sockets that did not: their program blocks */
 };
@@ -44,7 +45,7 @@ struct own {
 	u32 epoch;
 	u32 proof; /* the peer must have acknowledged up to here */
 	u32 proxy; /* it is Envoy's */
-	u32 pad;
+	u32 read; /* copied_seq when its program last called recvmsg */
 };
 
 struct peer {

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from bpf import compiler, selftest, sockmap
+from bpf import compiler, selftest, sockmap, sockmap_programs
 from bpf.selftest import Check, SelfTest
 
 ROOT = Path(__file__).parents[2]
 
+UNREAD = [("return COUNT_UNREAD;", ";"), ("return COUNT_SPLICED;", ";")]
 BROKEN = {
     # the check that must fail: what is taken out of the program
-    "order": [("return COUNT_UNREAD;", ";")],
-    "handshake": [("return COUNT_UNREAD;", ";"), ("- own->proof) < 0)", "- own->proof) < -9)")],
+    "order": [*UNREAD],
+    "handshake": [*UNREAD, ("- own->proof) < 0)", "- own->proof) < -9)")],
+    "splice": [("return COUNT_SPLICED;", ";")],
     "memory": [("> room ?", "> 1 << 30 ?")],
     "blocking": [("if (!ready) {", "if (0) {"), ("!never_blocks(peer->socket)", "0")],
 }
@@ -35,8 +37,8 @@ def cgroup(privileged: None) -> Iterator[Path]:
 def worker(source: Path, cache: Path, cgroup: Path) -> SelfTest:
     """The checks, with another program in place of ours."""
     code = (
-        "import sys; from pathlib import Path; from bpf import selftest_worker, sockmap;"
-        "sockmap.SOURCE = Path(sys.argv[1]); selftest_worker.main(*sys.argv[2:])"
+        "import sys; from pathlib import Path; from bpf import selftest_worker, sockmap_programs;"
+        "sockmap_programs.SOURCE = Path(sys.argv[1]); selftest_worker.main(*sys.argv[2:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, source, cache, cgroup],
@@ -54,20 +56,21 @@ def test_this_kernel_keeps_its_promises(cache: Path, privileged: None) -> None:
     found = selftest.run(cache, sockmap.cgroup_root())
     assert found.ok, found.refusal
     assert [check.name for check in found.checks if not check.ok and check.required] == []
-    assert len(found.checks) == 6
+    assert len(found.checks) == 7
     assert all(check.sentence.endswith(".") for check in found.checks)
     assert not list(sockmap.cgroup_root().glob("proxylib-selftest-*"))
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_promise_is_seen(name: str, cache: Path, cgroup: Path, tmp_path: Path) -> None:
-    text = sockmap.SOURCE.read_text()
+    text = sockmap_programs.SOURCE.read_text()
     for taken, put in BROKEN[name]:
         assert text.count(taken) == 1
         text = text.replace(taken, put)
     source = tmp_path / "sockmap.c"
     source.write_text(text)
-    (tmp_path / "common.h").write_text((compiler.PROGRAMS / "common.h").read_text())
+    for header in compiler.PROGRAMS.glob("*.h"):
+        (tmp_path / header.name).write_text(header.read_text())
     found = worker(source, cache, cgroup)
     broken = {check.name: check for check in found.checks if not check.ok}
     assert name in broken

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sockmap import ENVOY_PORT, proxy
-from bpf import maps, selftest, sockmap, syscall
+from bpf import maps, selftest, sockmap, sockmap_programs, syscall
 from bpf.compiler import PROGRAMS
 from bpf.errors import BpfError
 from bpf.selftest import Check, Refused, SelfTest
@@ -148,15 +148,15 @@ def addresses(*endpoints: Endpoint) -> list[str]:
 
 def test_layouts_are_those_of_c(tmp_path: Path) -> None:
     wanted, asked = {}, {}
-    for layout in (sockmap.CONNECTION, sockmap.PEER, sockmap.LISTENER):
+    for layout in (sockmap_programs.CONNECTION, sockmap_programs.PEER, sockmap_programs.LISTENER):
         asked[layout.name] = f"sizeof(struct {layout.name})"
         wanted[layout.name] = layout.size
         for field, offset in layout.offsets().items():
             asked[f"{layout.name}.{field}"] = f"offsetof(struct {layout.name}, {field})"
             wanted[f"{layout.name}.{field}"] = offset
-    asked["own"], wanted["own"] = "sizeof(struct own)", sockmap.OWN.size
-    for n, name in enumerate(sockmap.MAPS):
-        asked[name], wanted[name] = f"MAP_{name.upper()}", sockmap.FIRST_MAP + n
+    asked["own"], wanted["own"] = "sizeof(struct own)", sockmap_programs.OWN.size
+    for n, name in enumerate(sockmap_programs.MAPS):
+        asked[name], wanted[name] = f"MAP_{name.upper()}", sockmap_programs.FIRST_MAP + n
     for n, name in enumerate(Counts.__slots__):
         asked[f"count {name}"], wanted[f"count {name}"] = f"COUNT_{name.upper()}", n
     asked = {key.replace(" ", "_"): value for key, value in asked.items()}
@@ -164,7 +164,7 @@ def test_layouts_are_those_of_c(tmp_path: Path) -> None:
         k.replace(" ", "_"): v for k, v in wanted.items()
     }
     source = (PROGRAMS / "sockmap.c").read_text()
-    assert set(re.findall(r"\bOFFSET_([A-Z0-9_]+)", source)) == set(sockmap.OFFSETS)
+    assert set(re.findall(r"\bOFFSET_([A-Z0-9_]+)", source)) == set(sockmap_programs.OFFSETS)
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -530,7 +530,7 @@ def test_a_loader_that_is_killed_and_what_cleanup_leaves(config: SockmapConfig, 
             exchange(one, other, 20)
             assert config.root is not None
             (folder,) = sockmap.folders(config.root)
-            pinned = maps.open_maps(folder, {}, sockmap.MAPS)["counts"]
+            pinned = maps.open_maps(folder, {}, sockmap_programs.MAPS)["counts"]
             raw = pinned.get(struct.pack("=I", 0)) or b""
             assert sum(struct.unpack(f"={syscall.possible_cpus()}Q", raw)) >= 34
             one.send(b"unread")
@@ -567,8 +567,7 @@ def test_what_another_release_left_is_retired(
         one, other = connected(client, listener)
         with one, other:
             exchange(one, other)
-            monkeypatch.setattr(sockmap, "COUNTS", 17)
-            monkeypatch.setattr(sockmap, "folder_name", lambda: f"{sockmap.PREFIX}newer")
+            monkeypatch.setattr(sockmap, "fingerprint", lambda _: "newer")
             with Sockmap.open(config) as newer:
                 assert [path.name for path in sockmap.folders(config.root)] == ["sockmap-newer"]
                 assert exchanged(accelerated, (one, other)).off == 20
@@ -587,8 +586,9 @@ def test_a_loader_that_ended_half_way(
 ) -> None:
     monkeypatch.setattr(selftest, "run", lambda *_: PASSED)
     assert config.root is not None
-    where = config.root / sockmap.folder_name()
-    maps.close_maps(maps.open_maps(where, {}, sockmap.MAPS))
+    assert config.cgroup is not None
+    where = config.root / f"{sockmap.PREFIX}{sockmap_programs.fingerprint(config.cgroup)}"
+    maps.close_maps(maps.open_maps(where, {}, sockmap_programs.MAPS))
     with Sockmap.open(config) as opened:
         assert opened.on
         assert (where / sockmap.LINK).exists()
