@@ -33,6 +33,7 @@ ELSEWHERE = {
         "tests/proxylib/accesslog/test_server.py",
         "the server's socket",
     ),
+    "bpf/sockmap_programs.py": ("tests/bpf/test_sockmap.py", "by what they do"),
     "bpf/selftest_worker.py": ("tests/bpf/test_selftest.py", "a program that it starts"),
     "bpf/bcc_worker.py": ("tests/bpf/test_compiler.py", "runs only in the compiler's process"),
     "bpf/errors.py": ("tests/bpf/test_compiler.py", "types without behaviour"),
