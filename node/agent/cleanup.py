@@ -15,6 +15,7 @@ def clean(config: AgentConfig) -> list[str]:
 
     Raises SetupError if an agent runs, or if something cannot be taken away.
     """
+    from bpf import sockmap
     from bpf.cleanup import cleanup
 
     done: list[str] = []
@@ -23,6 +24,7 @@ def clean(config: AgentConfig) -> list[str]:
     with only_one(config.state_dir / "lock"):
         # First the programs: without an Envoy they would close what they redirect.
         try:
+            done += [f"pins in {path}" for path in sockmap.cleanup(config.bpf_root)]
             done += cleanup(datapath_config(config))
         except BpfError as error:
             raise SetupError(str(error)) from error

@@ -210,6 +210,11 @@ class AgentConfig(BaseModel):
         description="medium: judgements, first packets and ends of connections are reported; "
         "maximum: only what is dropped",
     )
+    sockmap: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: endpoints that ask for it send bytes past the TCP stack, where this "
+        "kernel passes the self-test; none: nobody does",
+    )
     envoy: Annotated[str, AfterValidator(_envoy)] = Field(
         "auto",
         description="auto: an Envoy of ours when the first redirect exists, with datapath veth; "

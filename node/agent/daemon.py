@@ -21,7 +21,7 @@ from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
 from node.agent.links import NodeLinks
 from node.agent.node import Node
-from node.agent.opening import opener, own_addresses, unavailable
+from node.agent.opening import acceleration, opener, own_addresses, unavailable
 from node.agent.proxies import Proxies
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
@@ -108,6 +108,7 @@ def run(config: AgentConfig) -> Iterator[Node]:
         links = NodeLinks(
             datapath,
             Proxies(config),
+            acceleration(config),
             redirects,
             lambda number, found: repository.set_attachment(number, found),  # noqa: PLW0108
             lambda endpoint: repository.end_endpoint(endpoint),  # noqa: PLW0108

@@ -117,6 +117,11 @@ class NodeDatapath:
         return self._unavailable or self._problem
 
     @property
+    def epoch(self) -> int:
+        """Is another one after every change of what connections are judged by."""
+        return 0 if self._datapath is None else self._datapath.epoch
+
+    @property
     def failures(self) -> int:
         """How often something could not be done."""
         return self._failures

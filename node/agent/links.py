@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from node.agent.datapath import Health, NodeDatapath
+from bpf.errors import BpfError
+from node.agent.acceleration import Acceleration
+from node.agent.datapath import Health, NoDatapath, NodeDatapath
 from node.agent.endpoints import EndpointError, NodeEndpoint
 from node.agent.proxies import NODE, Proxies
 from node.agent.redirects import NodeRedirects
@@ -42,11 +44,12 @@ class NodeLinks:
         self,
         datapath: NodeDatapath,
         proxies: Proxies,
+        acceleration: Acceleration,
         redirects: NodeRedirects,
         moved: Moved,
         ended: Ended,
     ) -> None:
-        self.datapath, self.proxies = datapath, proxies
+        self.datapath, self.proxies, self.acceleration = datapath, proxies, acceleration
         self._redirects, self._moved, self._ended = redirects, moved, ended
         self._lock = threading.Lock()
         self._endpoints: Mapping[int, NodeEndpoint] = {}
@@ -63,10 +66,11 @@ class NodeLinks:
             before = self._endpoints
             if endpoints is not None:
                 self._endpoints = endpoints
+            epoch = self.datapath.epoch
             self.datapath.sync(changes, endpoints)
             if endpoints is not None:
                 self._watch(before, endpoints)
-            self._settle_proxies()
+            self._settle_others(epoch)
 
     def end_others(self) -> None:
         """End the Envoys of endpoints that went while no agent ran."""
@@ -93,11 +97,20 @@ class NodeLinks:
         self.datapath.require()
         return found
 
+    def accelerate(self) -> None:
+        """Have acceleration ready. Raises NoDatapath where it would do harm, and says why."""
+        self.datapath.require()
+        try:
+            self.acceleration.check()
+        except BpfError as error:
+            raise NoDatapath(f"sockmap cannot be had here: {error}") from error
+
     def tick(self) -> None:
         """What is to be done now and then."""
         with self._lock:
+            epoch = self.datapath.epoch
             self.datapath.tick()
-            self._settle_proxies()
+            self._settle_others(epoch)
 
     def pending(self, streams: Collection[StreamStatus]) -> Mapping[str, str]:
         """What is not yet as it should be, and why. streams: those that are connected."""
@@ -139,12 +152,24 @@ class NodeLinks:
         if self._watcher is not None:
             self._watcher.__exit__(None, None, None)
         self.proxies.close()
+        self.acceleration.close()
         self.datapath.close()
 
-    def _settle_proxies(self) -> None:
+    def _settle_others(self, epoch: int) -> None:
+        """What goes by the endpoints that are attached now. epoch: of before."""
+        attached = self.datapath.attached()
+        self._settle_proxies(attached)
+        if self.datapath.datapath is None:
+            return  # What is pinned is not ours, or nobody's.
+        asking = {n: e for n in attached if (e := self._endpoints.get(n)) and e.sockmap}
+        self.acceleration.settle(asking)
+        if self.datapath.epoch != epoch:
+            self.acceleration.bump()
+
+    def _settle_proxies(self, attached: Collection[int]) -> None:
         sidecars = self._sidecars()
         needed: dict[int, bool] = {}
-        for number in self.datapath.attached():
+        for number in attached:
             place = number if number in sidecars else NODE
             needed[place] = needed.get(place, False) or bool(self._redirects.of(number))
         if needed or self.proxies.wanted():
@@ -187,8 +212,9 @@ class NodeLinks:
     def _gone(self, number: int, reason: str) -> None:
         with self._lock:
             endpoint = self._endpoints.get(number)
+            epoch = self.datapath.epoch
             self.datapath.disconnected(number, reason)
-            self._settle_proxies()
+            self._settle_others(epoch)
         if endpoint is not None and "cni-attachment-id" in endpoint.external:
             self._ended(endpoint)
 

@@ -9,11 +9,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from bpf.errors import BpfError
+from node.agent.acceleration import Acceleration
 from node.agent.claim import claim_namespace
 from node.agent.config import AgentConfig
 
 if TYPE_CHECKING:
     from bpf.datapath import Datapath, DatapathConfig
+    from bpf.sockmap import Sockmap
 
 
 def unavailable(config: AgentConfig) -> str:
@@ -41,6 +43,25 @@ def opener(config: AgentConfig, stack: ExitStack) -> Callable[[], Datapath]:
         return opened
 
     return open_
+
+
+def acceleration(config: AgentConfig) -> Acceleration:
+    """Who takes part in acceleration on this node."""
+    disabled = unavailable(config)
+    if config.sockmap == "none":
+        disabled = "this agent has sockmap: none"
+
+    def open_() -> Sockmap:
+        from bpf.sockmap import Sockmap, SockmapConfig
+
+        return Sockmap.open(SockmapConfig(config.bpf_root, config.bpf_cache_path))
+
+    def left_over() -> bool:
+        from bpf.sockmap import folders
+
+        return bool(folders(config.bpf_root))
+
+    return Acceleration(open_, left_over, disabled)
 
 
 def datapath_config(config: AgentConfig) -> DatapathConfig:

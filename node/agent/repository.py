@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from node.agent.documents import PolicyDocument, load_all, load_documents, parse_labels
 from node.agent.endpoints import (
@@ -272,20 +272,26 @@ class Repository:
         return self._edit(number, edit)
 
     def set_mode(
-        self, number: int, *, enforcement: Enforcement | None = None, audit: bool | None = None
+        self,
+        number: int,
+        *,
+        enforcement: Enforcement | None = None,
+        audit: bool | None = None,
+        sockmap: bool | None = None,
     ) -> NodeEndpoint:
         """Change how an endpoint's policies are enforced; None: as it is.
 
-        Raises UnknownEndpoint.
+        Raises UnknownEndpoint, and EndpointError for sockmap without an interface.
         """
-        return self._edit(
-            number,
-            lambda before: replace(
-                before,
-                enforcement=before.enforcement if enforcement is None else enforcement,
-                audit=before.audit if audit is None else audit,
-            ),
-        )
+        given = {"enforcement": enforcement, "audit": audit, "sockmap": sockmap}
+        wanted: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+
+        def edit(before: NodeEndpoint) -> NodeEndpoint:
+            if sockmap and before.attachment is None:
+                raise EndpointError(f"endpoint {number} has no interface: sockmap needs one")
+            return replace(before, **wanted)
+
+        return self._edit(number, edit)
 
     def set_attachment(self, number: int, attachment: Attachment) -> None:
         """An endpoint's link is called otherwise now. Raises UnknownEndpoint."""

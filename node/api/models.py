@@ -259,10 +259,14 @@ class EndpointRequest(Wire):
 
 
 class ModeChange(Wire):
-    """How an endpoint's policies are enforced; what is left out stays."""
+    """How an endpoint's policies are enforced; what is left out stays.
+
+    sockmap: whether bytes between sockets of this node may pass the TCP stack by.
+    """
 
     enforcement: Mode | None = None
     audit: bool | None = None
+    sockmap: bool | None = None
 
 
 class LabelsRequest(Wire):

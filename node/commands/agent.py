@@ -95,6 +95,11 @@ _OPTIONS = (
         "medium: judgements, first packets and ends of connections are reported; maximum: drops.",
     ),
     (
+        "sockmap",
+        "auto|none",
+        "auto: endpoints that ask for it send bytes past the TCP stack; none: nobody does.",
+    ),
+    (
         "envoy",
         "auto|none|PATH",
         "The Envoy to start when the first redirect exists [default: ours, with datapath veth].",

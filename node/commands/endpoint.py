@@ -204,16 +204,22 @@ def labels_command(
 @_NUMBER
 @_ENFORCEMENT
 @click.option("--audit/--no-audit", default=None, help="Log what would be denied; deny nothing.")
+@click.option(
+    "--sockmap/--no-sockmap",
+    default=None,
+    help="Move bytes between sockets of this node past the TCP stack.",
+)
 @remote
 def config(
     number: int,
     enforcement: str | None,
     audit: bool | None,
+    sockmap: bool | None,
     socket_path: Path | None,
     as_json: bool,
 ) -> None:
     """Print how an endpoint's policies are enforced, or change it first."""
-    change = {"enforcement": enforcement, "audit": audit}
+    change = {"enforcement": enforcement, "audit": audit, "sockmap": sockmap}
     wanted = {key: value for key, value in change.items() if value is not None}
     with agent(socket_path) as client:
         if wanted:

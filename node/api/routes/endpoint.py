@@ -79,6 +79,8 @@ def add_endpoint(
             addresses=addresses,
         )
         addresses = attachment.addresses
+    if request.sockmap:
+        node.links.accelerate()
     endpoint = node.repository.add_endpoint(
         addresses,
         request.labels,
@@ -131,8 +133,13 @@ def configure_endpoint(
     node: OurNode, number: Number, request: models.ModeChange
 ) -> models.Endpoint:
     """Change how an endpoint's policies are enforced."""
+    if request.sockmap:
+        node.links.accelerate()
     endpoint = node.repository.set_mode(
-        number, enforcement=request.enforcement, audit=request.audit
+        number,
+        enforcement=request.enforcement,
+        audit=request.audit,
+        sockmap=request.sockmap,
     )
     return views.endpoint(node, endpoint)
 

@@ -1,0 +1,109 @@
+"""Endpoints whose bytes go past the TCP stack, because they ask for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from demos.namespaces import Endpoint
+from tests.conftest import MakeLab
+from tests.node.agent.nodes import add, agent_in, eventually, ingress, put
+from tests.node.agents import Agent, running
+
+SERVER = """
+import asyncio
+async def serve(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+async def main():
+    async with await asyncio.start_server(serve, "::", 7000) as server:
+        print("ready", flush=True)
+        await server.serve_forever()
+asyncio.run(main())
+"""
+"""Event-driven: programs that block take no part."""
+
+CLIENT = """
+import asyncio, sys
+async def main():
+    reader, writer = await asyncio.open_connection(sys.argv[1], 7000)
+    for _ in range(50):
+        writer.write(b"x" * 1000)
+        await reader.readexactly(1000)
+    writer.close()
+asyncio.run(main())
+"""
+
+
+def moved(agent: Agent) -> int:
+    """Messages that went past the stack."""
+    assert agent.node is not None
+    sockmap = agent.node.links.acceleration.sockmap
+    return 0 if sockmap is None else sockmap.counts().messages
+
+
+def talk(client: Endpoint, address: str) -> None:
+    done = client.run(sys.executable, "-c", CLIENT, address, check=True)
+    assert not done.stderr
+
+
+def wants(agent: Agent, number: int, sockmap: bool) -> int:
+    return agent.http.patch(f"/endpoint/{number}", json={"sockmap": sockmap}).status_code
+
+
+@pytest.mark.timeout(200)
+def test_who_asks_for_it_takes_part(make_lab: MakeLab) -> None:
+    lab = make_lab("client", "server")
+    client, server = lab["client"], lab["server"]
+    server.popen(sys.executable, "-c", SERVER)
+    eventually(lambda: "7000" in server.run("ss", "-Hltn").stdout)
+    with ExitStack() as first:
+        agent = first.enter_context(agent_in(lab))
+        add(agent, client, "app=client", sockmap=True)
+        add(agent, server, "app=server")
+        talk(client, server.ipv4)
+        assert moved(agent) == 0
+        assert wants(agent, 2, True) == 200
+        assert agent.get("/endpoint/2")["attachment"]["sockmap"] is True
+        talk(client, server.ipv4)
+        so_far = moved(agent)
+        assert so_far > 0
+        # A policy is in force for it too.
+        put(agent, ingress(name="none", app="server", peer="nobody"))
+        done = client.run(sys.executable, "-c", CLIENT, server.ipv4, timeout=60, input="")
+        assert done.returncode != 0
+        agent.http.delete("/policy/none")
+    # Who takes part, does so after a restart too; then one of them ends it.
+    with agent_in(lab) as agent:
+        assert agent.node is not None
+        talk(client, server.ipv4)
+        assert moved(agent) > so_far
+        assert wants(agent, 2, False) == 200
+        assert sorted(agent.node.links.acceleration.joined) == [1]
+        so_far = moved(agent)
+        talk(client, server.ipv4)
+        assert moved(agent) == so_far
+        agent.http.delete("/endpoint/1")
+        assert agent.node.links.acceleration.sockmap is not None
+        assert agent.node.links.acceleration.sockmap.members() == frozenset()
+
+
+def test_an_agent_that_has_none(make_lab: MakeLab) -> None:
+    lab = make_lab("client")
+    with agent_in(lab, sockmap="none") as agent:
+        body = {"netns": lab["client"].netns, "sockmap": True}
+        refused = agent.http.post("/endpoint", json=body)
+        assert refused.status_code == 503
+        assert "sockmap: none" in refused.json()["detail"]
+        assert json.loads(agent.cli("endpoint", "list", "--json").stdout) == []
+
+
+def test_without_an_interface_there_is_none(short_path: object) -> None:
+    with running(short_path, datapath="none") as agent:  # type: ignore[arg-type]
+        agent.add_endpoint("10.0.0.1")
+        assert wants(agent, 1, True) == 503
+        assert agent.add_endpoint("10.0.0.2", sockmap=True).status_code == 422
