@@ -20,7 +20,7 @@ async def serve(reader, writer):
         writer.write(data)
         await writer.drain()
 async def main():
-    async with await asyncio.start_server(serve, "::", 7000) as server:
+    async with await asyncio.start_server(serve, None, 7000) as server:
         print("ready", flush=True)
         await server.serve_forever()
 asyncio.run(main())
@@ -30,8 +30,8 @@ asyncio.run(main())
 CLIENT = """
 import asyncio, sys
 async def main():
-    reader, writer = await asyncio.open_connection(sys.argv[1], 7000)
-    for _ in range(50):
+    reader, writer = await asyncio.wait_for(asyncio.open_connection(sys.argv[1], 7000), 1)
+    for _ in range(500):
         writer.write(b"x" * 1000)
         await reader.readexactly(1000)
     writer.close()
@@ -39,16 +39,17 @@ asyncio.run(main())
 """
 
 
-def moved(agent: Agent) -> int:
-    """Messages that went past the stack."""
+def accelerated(agent: Agent, client: Endpoint, address: str) -> bool:
+    """Whether most of 1,000 messages go past the stack.
+
+    Other labs of this machine may have some of the same addresses, and so be counted too.
+    """
     assert agent.node is not None
     sockmap = agent.node.links.acceleration.sockmap
-    return 0 if sockmap is None else sockmap.counts().messages
-
-
-def talk(client: Endpoint, address: str) -> None:
-    done = client.run(sys.executable, "-c", CLIENT, address, check=True)
-    assert not done.stderr
+    assert sockmap is not None
+    before = sockmap.counts().messages
+    client.run(sys.executable, "-c", CLIENT, address, check=True)
+    return sockmap.counts().messages - before > 500
 
 
 def wants(agent: Agent, number: int, sockmap: bool) -> int:
@@ -65,28 +66,21 @@ def test_who_asks_for_it_takes_part(make_lab: MakeLab) -> None:
         agent = first.enter_context(agent_in(lab))
         add(agent, client, "app=client", sockmap=True)
         add(agent, server, "app=server")
-        talk(client, server.ipv4)
-        assert moved(agent) == 0
+        assert not accelerated(agent, client, server.ipv4)
         assert wants(agent, 2, True) == 200
         assert agent.get("/endpoint/2")["attachment"]["sockmap"] is True
-        talk(client, server.ipv4)
-        so_far = moved(agent)
-        assert so_far > 0
+        assert accelerated(agent, client, server.ipv4)
         # A policy is in force for it too.
         put(agent, ingress(name="none", app="server", peer="nobody"))
-        done = client.run(sys.executable, "-c", CLIENT, server.ipv4, timeout=60, input="")
-        assert done.returncode != 0
+        assert client.run(sys.executable, "-c", CLIENT, server.ipv4).returncode != 0
         agent.http.delete("/policy/none")
     # Who takes part, does so after a restart too; then one of them ends it.
     with agent_in(lab) as agent:
         assert agent.node is not None
-        talk(client, server.ipv4)
-        assert moved(agent) > so_far
+        assert accelerated(agent, client, server.ipv4)
         assert wants(agent, 2, False) == 200
         assert sorted(agent.node.links.acceleration.joined) == [1]
-        so_far = moved(agent)
-        talk(client, server.ipv4)
-        assert moved(agent) == so_far
+        assert not accelerated(agent, client, server.ipv4)
         agent.http.delete("/endpoint/1")
         assert agent.node.links.acceleration.sockmap is not None
         assert agent.node.links.acceleration.sockmap.members() == frozenset()
