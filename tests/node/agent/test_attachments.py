@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpf.datapath import Datapath, Link
 from demos.namespaces import Lab
 from tests.conftest import MakeLab
 from tests.node.agents import Agent, running
@@ -146,3 +148,40 @@ def test_the_next_agent_knows_what_has_gone(lab: Lab, tmp_path: Path) -> None:
         until(second, 1, lambda e: e["attachment"]["interface"] == "renamed")
         assert second.get("/endpoint/1")["state"] == "ready"
         until(second, 2, lambda e: e["state"] == "disconnected")
+
+
+def test_programs_are_attached_to_nobody_else(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a boot, or a veth that was made anew, a number is another interface's."""
+    client, server = lab["client"], lab["server"]
+    with agent_of(lab, tmp_path) as first:
+        for endpoint in lab:
+            assert first.cli("endpoint", "add", "--netns", endpoint.netns).exit_code == 0
+        number = first.get("/endpoint/1")["attachment"]["ifindex"]
+    client.ip("link del eth0")
+    lab.node.ip(
+        f"link add {client.interface} index {number} type veth peer name eth9 netns {server.netns}"
+    )
+    with closing(sqlite3.connect(tmp_path / "state/state.db")) as database, database:
+        database.execute(
+            "UPDATE item SET value = json_set(value, '$.attachment.boot', 'another') "
+            "WHERE kind = 'endpoint' AND key = '2'"
+        )
+    attached: list[int] = []
+    attach = Datapath.attach
+
+    def spy(self: Datapath, link: Link) -> None:
+        attached.append(link.number)
+        attach(self, link)
+
+    monkeypatch.setattr(Datapath, "attach", spy)
+    with agent_of(lab, tmp_path) as second:
+        states = {e["id"]: e["state"] for e in second.get("/endpoint")}
+        assert states == {1: "disconnected", 2: "disconnected"}
+        assert "before this machine booted" in second.get("/endpoint/2")["reason"]
+        added = second.cli("endpoint", "add", "--interface", client.interface)
+        assert "no IPv4 and no global IPv6 address" in added.stderr
+    assert attached == []
+    shown = lab.node.run("tc", "filter", "show", "dev", client.interface, "ingress")
+    assert shown.stdout == ""
