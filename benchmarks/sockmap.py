@@ -20,15 +20,20 @@ from typing import Any
 
 from benchmarks.tools import bootstrap, compile_tool, cpu_ns
 from bpf import selftest
-from bpf.sockmap import Sockmap, SockmapConfig, cgroup_root
+from bpf.sockmap import Counts, Sockmap, SockmapConfig, cgroup_root
 from demos.namespaces import NODE_IPV4, Endpoint, Lab
 from node.address import Address
 from node.envoy import EnvoyProcess, find_envoy
 
 SERVER_PORT, ENVOY_PORT, ADMIN_PORT = 7000, 7001, 7002
-VARIANTS = {"TCP": (), "accelerated": ("client", "server"), "client only": ("client",)}
-"""By name: the endpoints that have joined. With a peer that takes no part, a socket is in the
-map for nothing: what that costs is the price of an opt-in for all other connections."""
+VARIANTS: dict[str, tuple[str, ...] | None] = {
+    "no programs": None,
+    "TCP": (),
+    "accelerated": ("client", "server"),
+    "client only": ("client",),
+}
+"""By name: the endpoints that have joined; None: nothing is attached. With a peer that takes no
+part, a socket is in the map for nothing: the price of an opt-in for all other connections."""
 
 SOL_SOCKET, SO_MARK = 1, 36
 
@@ -78,7 +83,7 @@ def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
         tested = selftest.run(folder, cgroup_root())
         if not tested.ok:
             raise SystemExit(tested.refusal)
-        sockmap = stack.enter_context(Sockmap.open(SockmapConfig(None, folder, cgroup)))
+        config = SockmapConfig(None, folder, cgroup, str(lab.node.path))
         client, server = lab["client"], lab["server"]
         server.popen(tool, "server", server.ipv4, str(SERVER_PORT))
         pid = stack.enter_context(proxy(folder, lab, server))
@@ -88,10 +93,13 @@ def measure(folder: Path, rounds: int, scale: float) -> list[Row]:
             for load in loads(scale):
                 for path, where in paths.items():
                     for variant, joined in VARIANTS.items():
-                        members = [a for n in joined for a in (lab[n].ipv4, lab[n].ipv6)]
-                        sockmap.join(members)
-                        row = run(tool, client, where, load, path, variant, pid, sockmap)
-                        sockmap.leave(members)
+                        with ExitStack() as turn:
+                            sockmap = None
+                            if joined is not None:
+                                sockmap = turn.enter_context(Sockmap.open(config))
+                                for name in joined:
+                                    sockmap.join([lab[name].ipv4], str(lab[name].path))
+                            row = run(tool, client, where, load, path, variant, pid, sockmap)
                         found.setdefault((path, load.name, variant), []).append(row)
     return [middle(rows) for rows in found.values()]
 
@@ -104,21 +112,16 @@ def run(
     path: str,
     variant: str,
     envoy: int,
-    sockmap: Sockmap,
+    sockmap: Sockmap | None,
 ) -> Row:
     """One turn."""
-    before, cpu = sockmap.counts(), cpu_ns(envoy)
+    cpu = cpu_ns(envoy)
     done = client.run(tool, load.mode, where[0], str(where[1]), str(load.size), str(load.much))
     if done.returncode:
         raise RuntimeError(f"{load.name}, {path}: {done.stderr}")
-    cpu, after = cpu_ns(envoy) - cpu, sockmap.counts()
+    cpu = cpu_ns(envoy) - cpu
     result = json.loads(done.stdout)
     gigabytes = load.much / 1e9 if load.mode == "bulk" else 0.0
-    went = after.messages - before.messages
-    wire = sum(
-        getattr(after, name) - getattr(before, name)
-        for name in ("off", "alone", "unread", "unproven", "blocking", "full")
-    )
     return Row(
         path,
         load.name,
@@ -127,8 +130,14 @@ def run(
         result.get("p99_us", 0.0),
         gigabytes * 8 / result["seconds"] if gigabytes else 0.0,
         cpu / 1e6 / gigabytes if gigabytes and path != "direct" else 0.0,
-        went / (went + wire) if went + wire else 0.0,
+        past_tcp(sockmap.counts()) if sockmap else 0.0,
     )
+
+
+def past_tcp(counts: Counts) -> float:
+    """The share of messages that went past TCP."""
+    ways = ("messages", "off", "alone", "unread", "unproven", "blocking", "full", "spliced")
+    return counts.messages / max(1, sum(getattr(counts, name) for name in ways))
 
 
 def middle(rows: list[Row]) -> Row:

@@ -29,7 +29,7 @@ from typing import Self
 
 from bpf import maps, selftest, syscall
 from bpf.errors import BpfError
-from bpf.netns import within
+from bpf.netns import cookie, within
 from bpf.schema import U32, U64
 from bpf.selftest import Refused, SelfTest
 from bpf.sockmap_programs import Programs, fingerprint, make_maps
@@ -39,7 +39,7 @@ PREFIX = "sockmap-"
 LINK, RECEIVE_LINK = "link", "receive"
 """Pins of the links; that of the cgroup comes last, and with it all is there."""
 
-_ON, _EPOCH = U32.pack(0), U32.pack(1)
+_ON, _EPOCH, _NODE = U32.pack(0), U32.pack(1), U32.pack(2)
 UNTESTED = SelfTest(())
 
 
@@ -49,11 +49,13 @@ class SockmapConfig:
 
     cache: for headers and compiled programs. cgroup: a folder of cgroup v2; the programs see
     the sockets of processes in it and below. None: its root, where every process is.
+    node: the network namespace that Envoy is in, as a path; empty: this thread's.
     """
 
     root: Path | None
     cache: Path
     cgroup: Path | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Sockmap:
             undo.callback(maps.close_maps, opened)
             try:
                 links = _links(opened, config, cgroup, where)
+                opened["switches"].set(_NODE, U64.pack(within(config.node, cookie)))
             except OSError as error:
                 raise BpfError(f"acceleration cannot be attached to {cgroup}: {error}") from error
             undo.pop_all()
@@ -125,16 +128,20 @@ class Sockmap:
     def join(self, addresses: Iterable[str], netns: str = "") -> None:
         """An endpoint takes part: its connections to others that do, and to Envoy.
 
-        netns: a path; programs there that listen already are looked for, others make themselves
-        known. Connections that are there already stay as they are. Raises `selftest.Refused`,
-        with the sentence of the check, where the self-test has failed.
+        netns: its namespace, as a path: sockets elsewhere that have the same address are others',
+        and programs in there that listen already are looked for. Without it, any socket with the
+        address is meant, and programs have to begin to listen after this was opened.
+        Connections that are there already stay as they are. Raises `selftest.Refused`, with the
+        sentence of the check, where the self-test has failed.
         """
         if not self.self_test.ok:
             raise Refused(self.self_test.refusal)
-        self._maps["members"].set_many([(_address(a), U32.pack(1)) for a in addresses])
+        keys = [_address(address) for address in addresses]
+        where = within(netns, cookie) if netns else 0
         if netns:
             programs = Programs(self._maps, self._config.cache)
             within(netns, programs.find_listeners)
+        self._maps["members"].set_many([(key, U64.pack(where)) for key in keys])
 
     def leave(self, addresses: Iterable[str]) -> None:
         """An endpoint takes no part any more: its connections go by the wire from their next

@@ -54,7 +54,7 @@ MAPS: Mapping[str, MapSpec] = {
     "own": MapSpec(MapType.LRU_HASH, U64, OWN, SOCKETS),
     "peers": MapSpec(MapType.LRU_HASH, CONNECTION, PEER, SOCKETS),
     "listeners": MapSpec(MapType.LRU_HASH, LISTENER, U64, LISTENERS),
-    "members": MapSpec(MapType.HASH, ADDRESS, U32, 65_536),
+    "members": MapSpec(MapType.HASH, ADDRESS, U64, 65_536),
     "switches": MapSpec(MapType.ARRAY, U32, U64, 4),
     "counts": MapSpec(MapType.PERCPU_ARRAY, U32, U64, COUNTS),
 }

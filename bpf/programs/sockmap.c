@@ -103,9 +103,15 @@ static __always_inline bool plain_tcp(u64 socket)
 	return !read_u64(socket + OFFSET_ICSK_ULP_OPS);
 }
 
-static __always_inline bool member(const struct addr *address)
+#define ANYWHERE 0
+#define NOWHERE (~0ull)
+
+/* The namespace of an endpoint that takes part: its cookie, or one of the two above. */
+static __always_inline u64 home(const struct addr *address)
 {
-	return FIND(MAP_MEMBERS, u32, address) != 0;
+	u64 *found = FIND(MAP_MEMBERS, u64, address);
+
+	return found ? *found : NOWHERE;
 }
 
 static __always_inline void from_ipv4(struct addr *to, u32 address)
@@ -128,7 +134,8 @@ static __always_inline void mirrored(struct connection *to, const struct connect
 /* True unless the endpoint of one of the two ends has left; an end that is Envoy's asks for none. */
 static __always_inline bool taking_part(const struct own *own, const struct peer *peer)
 {
-	bool local = member(&own->connection.local), remote = member(&own->connection.remote);
+	bool local = home(&own->connection.local) != NOWHERE;
+	bool remote = home(&own->connection.remote) != NOWHERE;
 
 	return (local || own->proxy) && (remote || peer->proxy) && (local || remote);
 }
@@ -158,18 +165,24 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 {
 	struct connection *connection = &own->connection;
 	struct peer peer = {.socket = socket};
-	bool local = member(&connection->local);
-	bool ready;
+	u64 netns = bpf_get_netns_cookie(event);
+	u64 local = home(&connection->local), remote = home(&connection->remote);
+	bool admitted, ready;
 
 	own->proxy = mark == MARK_FROM_UPSTREAM || mark == MARK_FROM_LISTENER;
-	if (!local && !(own->proxy && member(&connection->remote)))
+	if (own->proxy) /* in the node, or in the endpoint as a sidecar */
+		admitted = (local != NOWHERE || remote != NOWHERE) &&
+			   (netns == switched(SWITCH_NODE) || netns == local || netns == remote);
+	else
+		admitted = local == ANYWHERE || local == netns;
+	if (!admitted)
 		return;
 	if (!plain_tcp(socket))
 		return;
 	if (own->proxy)
 		ready = true;
 	else if (passive)
-		ready = listener_never_blocks(connection, bpf_get_netns_cookie(event));
+		ready = listener_never_blocks(connection, netns);
 	else
 		ready = never_blocks(socket);
 	if (!ready) {

@@ -10,12 +10,16 @@ enum sockmap_map {
 	MAP_OWN, /* a socket's address: struct own */
 	MAP_PEERS, /* struct connection: struct peer */
 	MAP_LISTENERS, /* struct listener: its socket's address */
-	MAP_MEMBERS, /* address of an endpoint that takes part: u32 */
+	MAP_MEMBERS, /* address of an endpoint that takes part: its namespace's cookie; 0: any */
 	MAP_SWITCHES, /* enum sockmap_switch: u64 */
 	MAP_COUNTS, /* enum count: u64, per CPU */
 };
 
-enum sockmap_switch { SWITCH_ON = 0, SWITCH_EPOCH = 1 };
+enum sockmap_switch {
+	SWITCH_ON = 0,
+	SWITCH_EPOCH = 1,
+	SWITCH_NODE = 2, /* the cookie of the namespace that Envoy is in */
+};
 
 enum count {
 	COUNT_MESSAGES = 0, /* past the stack */

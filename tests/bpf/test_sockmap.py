@@ -57,8 +57,14 @@ def cgroup(privileged: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def config(bpffs: Path, cache: Path, cgroup: Path) -> SockmapConfig:
-    return SockmapConfig(bpffs, cache, cgroup)
+def lab(privileged: None) -> Iterator[Lab]:
+    with Lab("client", "server") as made:
+        yield made
+
+
+@pytest.fixture
+def config(bpffs: Path, cache: Path, cgroup: Path, lab: Lab) -> SockmapConfig:
+    return SockmapConfig(bpffs, cache, cgroup, str(lab.node.path))
 
 
 @pytest.fixture
@@ -67,12 +73,6 @@ def accelerated(config: SockmapConfig, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(selftest, "run", lambda *_: PASSED)
     with Sockmap.open(config) as opened:
         yield opened
-
-
-@pytest.fixture
-def lab(privileged: None) -> Iterator[Lab]:
-    with Lab("client", "server") as made:
-        yield made
 
 
 def listening(where: Namespace, address: str, blocking: bool = False) -> socket.socket:
@@ -190,6 +190,18 @@ def test_nobody_is_accelerated_unasked(accelerated: Sockmap, lab: Lab) -> None:
                 found = exchanged(accelerated, (one, other))
         assert found.messages == 0, joined
         accelerated.leave(joined)
+
+
+def test_the_same_address_elsewhere(accelerated: Sockmap, lab: Lab) -> None:
+    """Who joined is a namespace's address: a socket of another that has it did not."""
+    client, server = lab["client"], lab["server"]
+    for where, wanted in ((server, False), (client, True)):
+        accelerated.join(addresses(client), netns(where))
+        accelerated.join(addresses(server), netns(server))
+        with listening(server, server.ipv4) as listener:
+            one, other = connected(client, listener)
+            with one, other:
+                assert mostly_direct(exchanged(accelerated, (one, other))) == wanted
 
 
 def test_programs_that_block_keep_tcp(accelerated: Sockmap, lab: Lab) -> None:
@@ -555,6 +567,33 @@ def attached(cgroup: Path) -> int:
         return int(struct.unpack_from("=I", attributes, 24)[0])
     finally:
         os.close(place)
+
+
+def test_cleanup_under_load(
+    config: SockmapConfig, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server = lab["client"], lab["server"]
+    monkeypatch.setattr(selftest, "run", lambda *_: PASSED)
+    opened = Sockmap.open(config)
+    opened.join(addresses(client, server))
+    before, direct = opened.counts(), 0
+
+    def now(got: int) -> None:
+        nonlocal direct
+        assert config.root is not None
+        if got > 8 << 20 and not direct:
+            direct = since(before, opened).messages
+            opened.close()
+            assert len(sockmap.cleanup(config.root)) == 1
+
+    with listening(server, server.ipv4) as listener:
+        one, other = connected(client, listener)
+        with one, other:
+            stream(one, other, 24 << 20, now)
+            exchange(one, other)
+    assert direct > 20
+    assert config.cgroup is not None
+    assert attached(config.cgroup) == 0
 
 
 def test_what_another_release_left_is_retired(
