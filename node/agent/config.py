@@ -207,8 +207,8 @@ class AgentConfig(BaseModel):
     )
     monitor_aggregation: Literal["medium", "maximum"] = Field(
         "medium",
-        description="medium: judgements, first packets and ends of connections are reported; "
-        "maximum: only what is dropped",
+        description="of what connections do, as far as somebody watches: medium: the first "
+        "packet, the first reply and the end; maximum: nothing",
     )
     sockmap: Literal["auto", "none"] = Field(
         "auto",

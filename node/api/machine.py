@@ -41,11 +41,11 @@ def _datapath(node: Node, datapath: Datapath | None) -> Component:
     ours = node.links.datapath
     wanted = [e for e in node.repository.state.endpoints.values() if e.attachment is not None]
     if datapath is None:
-        idle = "no endpoint has an interface"
+        reason = "; ".join(line.strip() for line in ours.unavailable.splitlines())
         return Component(
             name="Datapath",
-            state="Failure" if wanted else "Disabled" if ours.unavailable else "Ok",
-            message=ours.unavailable or idle,
+            state="Failure" if wanted else "Disabled" if reason else "Ok",
+            message=reason or "no endpoint has an interface",
         )
     pending = ours.pending()
     bad = len(pending)

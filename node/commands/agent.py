@@ -92,7 +92,8 @@ _OPTIONS = (
     (
         "monitor-aggregation",
         "LEVEL",
-        "medium: judgements, first packets and ends of connections are reported; maximum: drops.",
+        "What the monitor traces of connections: medium: first packet, first reply, end; "
+        "maximum: nothing.",
     ),
     (
         "sockmap",

@@ -84,26 +84,25 @@ def policies(opened: Maps, wanted: Collection[int] = ()) -> Rows:
     for row in endpoints(opened):
         if not wanted or row["endpoint"] in wanted:
             users.setdefault(row["slot"], []).append(row["endpoint"])
-    rows = []
+    found = []
     for key, value in _items(opened, "policy"):
         length, slot, identity, direction, protocol, port = schema.POLICY_KEY.unpack(key)
-        verdict, would, _, proxy_port, proxy_port_both = schema.POLICY_VALUE.unpack(value)
         bits = length - schema.POLICY_BITS
         for number in users.get(slot, ()):
-            order = (number, -direction, identity, protocol, bits, port)
-            row = {
-                "endpoint": number,
-                "direction": DIRECTIONS[direction],
-                "identity": identity,
-                "protocol": PROTOCOLS.get(protocol, str(protocol)) if bits else "",
-                "ports": _ports(port, bits),
-                "verdict": VERDICTS.get(verdict, str(verdict)),
-                "would": VERDICTS.get(would, str(would)),
-                "proxy_port": proxy_port,
-                "proxy_port_both": proxy_port_both,
-            }
-            rows.append((order, row))
-    yield from (row for _, row in sorted(rows, key=lambda item: item[0]))
+            found.append((number, -direction, identity, protocol, bits, port, value))
+    for number, direction, identity, protocol, bits, port, value in sorted(found):
+        verdict, would, _, proxy_port, proxy_port_both = schema.POLICY_VALUE.unpack(value)
+        yield {
+            "endpoint": number,
+            "direction": DIRECTIONS[-direction],
+            "identity": identity,
+            "protocol": PROTOCOLS.get(protocol, str(protocol)) if bits else "",
+            "ports": _ports(port, bits),
+            "verdict": VERDICTS.get(verdict, str(verdict)),
+            "would": VERDICTS.get(would, str(would)),
+            "proxy_port": proxy_port,
+            "proxy_port_both": proxy_port_both,
+        }
 
 
 def conntrack(opened: Maps, wanted: Collection[int] = ()) -> Rows:
