@@ -134,8 +134,13 @@ class Talk:
     def echo(self, data: bytes, timeout: float = TIMEOUT) -> bytes:
         """What comes back for `data`, as much as it was."""
         self.socket.settimeout(timeout)
-        self.socket.sendall(data)
-        return self._lines.read(len(data))
+        found = b""
+        # No more at once than buffers on the way take: nobody reads while it is sent.
+        for at in range(0, len(data), 1 << 16):
+            part = data[at : at + (1 << 16)]
+            self.socket.sendall(part)
+            found += self._lines.read(len(part))
+        return found
 
     def ask(self, data: bytes) -> bytes:
         """One message there, one back."""

@@ -30,7 +30,11 @@ TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 WORLD, HOST = 2, 1
 
 REASONS: Mapping[str, int] = {reason.name: reason.number for reason in schema.REASONS}
-NAMES = {number: name for name, number in REASONS.items()} | {0: "FORWARDED", 1: "TO_PROXY"}
+NAMES = {number: name for name, number in REASONS.items()} | {
+    0: "FORWARDED",
+    1: "TO_PROXY",
+    255: "EVENTS_LOST",
+}
 
 SIZES = {
     "conntrack": 16_384,
@@ -256,7 +260,7 @@ class Plane:
         """Dropped packets by reason."""
         told: Counter[str] = Counter()
         for (_, _, reason), packets in self.counters().items():
-            if reason not in ("FORWARDED", "TO_PROXY", "255"):
+            if reason not in ("FORWARDED", "TO_PROXY", "EVENTS_LOST"):
                 told[reason] += packets
         return told
 
