@@ -124,7 +124,7 @@ def erase(maps: dict[str, Map], link: Link, kept: Link | None = None) -> None:
             maps["addresses"].delete(address)
     if kept is None:
         maps["endpoints"].delete(U32.pack(link.number))
-        conntrack.forget(maps["conntrack"], link.number)
+        conntrack.forget(maps, link.number)
 
 
 def check_interface(link: Link, netns: str) -> None:

@@ -256,15 +256,19 @@ class Map:
         size, value_size = self.info.key_size, self._value_size
         return [
             (keys[n * size : (n + 1) * size], values[n * value_size : (n + 1) * value_size])
-            for count, keys, values in self._batches()
+            for count, keys, values in self.batches()
             for n in range(count)
         ]
 
     def count(self) -> int:
         """How many elements there are, counted by batches."""
-        return sum(count for count, _, _ in self._batches())
+        return sum(count for count, _, _ in self.batches())
 
-    def _batches(self) -> Iterator[tuple[int, bytes, bytes]]:
+    def batches(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Every element, in parts: (how many, keys after each other, values after each other).
+
+        What follows the last one of a part means nothing.
+        """
         key_size, value_size = self.info.key_size, self._value_size
         position = ctypes.create_string_buffer(max(key_size, 8))
         first, room = True, BATCH

@@ -95,6 +95,7 @@ def test_after_a_crash(node: Node, namespaces: Make) -> None:
 def test_a_namespace_and_an_interface_that_are_gone(node: Node, namespaces: Make) -> None:
     inside = namespaces()
     link, other = node.endpoint(1, namespaces()), node.endpoint(2, inside)
+    node.set_sysctl("ipv4/ip_forward", "0")
     datapath = node.open()
     datapath.attach(link)
     datapath.attach(replace(other, ifindex=inside.ifindex("eth0"), netns=inside.path))

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from bpf import conntrack, syscall
+from bpf import conntrack, maps, syscall
 from bpf.ipcache import address_bytes
-from bpf.schema import CONNTRACK_KEY, CONNTRACK_VALUE, MAPS, ConntrackFlags
+from bpf.schema import (
+    CONNTRACK_KEY,
+    CONNTRACK_VALUE,
+    COUNTER_KEY,
+    COUNTER_VALUE,
+    MAPS,
+    ConntrackFlags,
+)
 from bpf.syscall import Map
 
 NOW = 10**12
@@ -60,8 +68,17 @@ def test_what_has_expired_is_deleted(table: Map) -> None:
     assert conntrack.expire(table, NOW) == 0
 
 
-def test_an_endpoint_is_forgotten(table: Map) -> None:
+def test_an_endpoint_is_forgotten(bpffs: Path) -> None:
+    """Its connections, its fragments' ports and its counters, and nobody else's."""
+    opened = maps.open_maps(bpffs / "v1", {"conntrack": 1000})
     for n in range(100):
-        put(table, 1 + 256 * (n % 2), n, 60)
-    assert conntrack.forget(table, 1) == 50
-    assert {one.endpoint for one in conntrack.connections(table, NOW)} == {257}
+        put(opened["conntrack"], 1 + 256 * (n % 2), n, 60)
+    counter = COUNTER_VALUE.pack(1, 1) * syscall.possible_cpus()
+    for endpoint in (1, 257, 65537):
+        opened["counters"].set(COUNTER_KEY.pack(endpoint, 1, 0, 0), counter)
+    conntrack.forget(opened, 1)
+    assert {one.endpoint for one in conntrack.connections(opened["conntrack"], NOW)} == {257}
+    assert opened["conntrack"].count() == 50
+    left = {COUNTER_KEY.unpack(key)[0] for key, _ in opened["counters"].items()}
+    assert left == {257, 65537}
+    maps.close_maps(opened)

@@ -85,11 +85,12 @@ def test_a_default_route_of_a_router_stays(node: Node) -> None:
     node.namespace.ip(
         *["-6", "route", "add", "default", "via", "fd01::1", "dev", "up0", "proto", "ra"]
     )
+    node.set_sysctl("ipv6/conf/all/forwarding", "0")
+    node.set_sysctl("ipv6/conf/up0/accept_ra", "1")
     wanted = within(node.namespace.path, routing.node_sysctls)
     names = list(wanted)
     assert names.index(f"net/ipv6/conf/{{{uplink}}}/accept_ra") == 0
     assert not any(f"{{{other}}}" in name for name in names)
-    assert node.sysctl("ipv6/conf/up0/accept_ra") == "1"
     node.open().close()
     assert node.sysctl("ipv6/conf/up0/accept_ra") == "2"
     assert node.sysctl("ipv6/conf/all/forwarding") == "1"
