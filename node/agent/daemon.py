@@ -7,6 +7,7 @@ that an agent that starts again takes nothing away from Envoys that run.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,8 @@ from xds.identity import Identities
 from xds.listening import check_socket
 from xds.roster import Mode
 from xds.store import SqliteStore
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -105,6 +108,8 @@ def run(config: AgentConfig) -> Iterator[Node]:
         )
         if config.datapath == "veth":
             datapath.require()
+        elif config.datapath == "auto" and config.upstream is None and datapath.unavailable:
+            log.warning("no data path: %s", datapath.unavailable)
         links = NodeLinks(
             datapath,
             Proxies(config),

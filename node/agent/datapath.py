@@ -39,8 +39,11 @@ from xds.mapstate import ANY_IDENTITY
 if TYPE_CHECKING:
     from bpf.datapath import Datapath, Link
 
-RETRY = 2.0
-"""Seconds until what could not be done is tried again."""
+RETRY, MAX_RETRY = 2.0, 60.0
+"""Seconds until what could not be done is tried again: doubled each time, up to a minute."""
+
+EXPIRE = 30.0
+"""Seconds between looks for connections that have expired; the programs do not need them."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +98,8 @@ class NodeDatapath:
         # What may be another than what is in force.
         self._dirty: set[int] = set()
         self._stale: set[int] = set()
-        self._retry_at = 0.0
+        self._retry_at = self._expire_at = 0.0
+        self._retry = RETRY
         self._failures = 0
         # What is in force.
         self._health: dict[int, Health] = {}
@@ -193,12 +197,15 @@ class NodeDatapath:
     def tick(self) -> None:
         """Try again what could not be done, and look at the node's own addresses."""
         with self._lock:
-            if self._clock() < self._retry_at:
-                return
-            self._retry_at = self._clock() + RETRY
-            if self._datapath is not None:
-                self._identities.set_own(self._own_addresses())
-            self._settle()
+            if self._clock() >= self._retry_at:
+                self._try_again()
+
+    def expire(self) -> None:
+        """Now and then, forget connections that have expired. Holds nobody up."""
+        datapath = self._datapath
+        if datapath is not None and self._clock() >= self._expire_at:
+            self._expire_at = self._clock() + EXPIRE
+            datapath.expire()
 
     def close(self) -> None:
         """Let go; what is in force stays in force."""
@@ -208,6 +215,17 @@ class NodeDatapath:
                 self._datapath = None
 
     # How.
+
+    def _try_again(self) -> None:
+        failures = self._failures
+        try:
+            if self._datapath is not None:
+                self._identities.set_own(self._own_addresses())
+        except BpfError as error:
+            self._count("the node's own addresses", str(error))
+        self._settle()
+        self._retry = RETRY if self._failures == failures else min(2 * self._retry, MAX_RETRY)
+        self._retry_at = self._clock() + self._retry
 
     def _take(self, endpoints: Mapping[int, NodeEndpoint]) -> None:
         before, self._endpoints = self._endpoints, endpoints
@@ -225,6 +243,7 @@ class NodeDatapath:
         """The data path; all there is to do with it is noted. Raises BpfError."""
         if self._datapath is None:
             try:
+                own = self._own_addresses()
                 self._datapath = self._opener()
             except BpfError as error:
                 self._problem = str(error)
@@ -239,7 +258,7 @@ class NodeDatapath:
             self._dirty |= wanted | self._links.keys()
             self._identities = Prefixes(self._datapath.identities())
             self._identities.set_all(self._engine.addresses())
-            self._identities.set_own(self._own_addresses())
+            self._identities.set_own(own)
             self._stale.clear()
         return self._datapath
 

@@ -111,6 +111,7 @@ class NodeLinks:
             epoch = self.datapath.epoch
             self.datapath.tick()
             self._settle_others(epoch)
+        self.datapath.expire()
 
     def pending(self, streams: Collection[StreamStatus]) -> Mapping[str, str]:
         """What is not yet as it should be, and why. streams: those that are connected."""

@@ -70,6 +70,10 @@ class Proxies:
                 self._end(number)
             for number, now in needed.items():
                 proxy = self._proxies.get(number)
+                if proxy is not None and proxy.config.netns != _netns(sidecars.get(number)):
+                    # The same namespace at another path: it is taken over under that.
+                    self._proxies.pop(number).close()
+                    proxy = None
                 # One that an agent before us has left is taken over, needed or not.
                 if proxy is None and (now or folder(self._config.state_dir, number).is_dir()):
                     proxy = self._open(number, sidecars.get(number))
@@ -114,9 +118,6 @@ class Proxies:
 
     def _open(self, number: int, endpoint: NodeEndpoint | None) -> Proxy | None:
         config = self._config
-        netns = None
-        if endpoint is not None and endpoint.attachment is not None:
-            netns = Path(endpoint.attachment.netns)
         try:
             made = Proxy(
                 ProxyConfig(
@@ -126,7 +127,7 @@ class Proxies:
                         self.node_id(number), config.xds_path, config.run_dir / "admin.sock"
                     ),
                     binary=None if config.envoy == "auto" else Path(config.envoy),
-                    netns=netns,
+                    netns=_netns(endpoint),
                     concurrency=config.envoy_concurrency,
                     drain_time=config.envoy_drain_time,
                     parent_shutdown_time=config.envoy_parent_shutdown_time,
@@ -179,6 +180,12 @@ def known(state_dir: Path) -> list[int]:
 def end(state_dir: Path, run_dir: Path, number: int) -> list[int]:
     """End an Envoy that no agent looks after; the processes. Raises SetupError if one does."""
     return stop(folder(state_dir, number), run_folder(run_dir, number))
+
+
+def _netns(endpoint: NodeEndpoint | None) -> Path | None:
+    if endpoint is None or endpoint.attachment is None:
+        return None
+    return Path(endpoint.attachment.netns)
 
 
 def _is_ours(item: str) -> bool:

@@ -34,6 +34,8 @@ def components(node: Node) -> Iterator[Component]:
             # It is being let go of.
             yield Component(name="BPF maps", state="Warning", message=str(error))
     yield _envoy(node)
+    if datapath is not None:
+        yield _sockmap(node)
     yield _monitor(node, datapath)
 
 
@@ -140,6 +142,27 @@ def _process(status: ProxyStatus) -> str:
     if status.draining:
         text += f", {len(status.draining)} older draining"
     return text + (f", {status.last_error}" if status.last_error else "")
+
+
+def _sockmap(node: Node) -> Component:
+    """Who takes part, and what the self-test has found."""
+    ours = node.links.acceleration
+    sockmap = ours.sockmap
+    if sockmap is None:
+        return Component(
+            name="Sockmap",
+            state="Warning" if ours.problem else "Disabled",
+            message=ours.problem or "no endpoint asks for it",
+        )
+    checks = sockmap.self_test.checks
+    passed = f"self-test: {sum(check.ok for check in checks)} of {len(checks)}"
+    return Component(
+        name="Sockmap",
+        state="Warning" if ours.problem or sockmap.self_test.refusal else "Ok",
+        message=f"{len(ours.joined)} endpoints take part, {passed}"
+        + (f", {ours.problem}" if ours.problem else ""),
+        details=[f"{'ok' if c.ok else 'no'}: {c.name}: {c.sentence}" for c in checks],
+    )
 
 
 def _monitor(node: Node, datapath: Datapath | None) -> Component:

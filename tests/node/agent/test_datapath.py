@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bpf.errors import BpfError
 from demos.namespaces import Lab
 from node.agent.datapath import NoDatapath
 from tests.conftest import MakeLab
@@ -288,3 +290,85 @@ def test_a_proxy_port_that_somebody_else_has(own: tuple[Lab, Agent]) -> None:
         server = lab["server"].ipv4
         eventually(lambda: ask(lab["client"], server, b"READ x") == CLIENT + b"READ x")
         assert ask(lab["client"], server, b"HALT") == b"ERROR"
+
+
+CIDRS = """
+kind: CiliumNetworkPolicy
+metadata: {{name: cidrs}}
+spec:
+  endpointSelector: {{matchLabels: {{app: server}}}}
+  ingress: [{{fromEntities: [all]}}]
+  ingressDeny: [{{fromCIDR: [{cidr}]}}]
+"""
+
+
+def test_no_address_passes_while_identities_are_exchanged(lab: Lab, agent: Agent) -> None:
+    """By the old policy with the new identities, or the other way round, it would."""
+    put(agent, CIDRS.format(cidr="192.0.2.0/24"))
+    assert agent.node is not None
+    datapath = agent.node.links.datapath.datapath
+    assert datapath is not None
+    steps: list[tuple[str, object]] = []
+    set_policy, set_identities = datapath.set_policy, datapath.set_identities
+
+    def policy(number: int, entries: Any) -> None:
+        if number == 2:
+            steps.append(("closed" if entries is None else "open", datapath.epoch))
+        set_policy(number, entries)
+
+    def identities(told: Mapping[str, int | None]) -> None:
+        steps.append((f"identities {sorted(told)}", datapath.epoch))
+        set_identities(told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datapath, "set_policy", policy)
+        patch.setattr(datapath, "set_identities", identities)
+        put(agent, CIDRS.format(cidr="192.0.2.0/28"))
+    epoch = datapath.epoch
+    # Within one epoch: running connections are judged again when all of it is in force.
+    assert steps == [
+        ("closed", epoch - 1),
+        ("identities ['192.0.2.0/28']", epoch - 1),
+        ("identities ['192.0.2.0/24']", epoch - 1),
+        ("open", epoch - 1),
+    ]
+    assert ask(lab["client"], lab["server"].ipv4, b"x") == CLIENT + b"x"
+
+
+def test_what_fails_is_closed_said_and_tried_again(lab: Lab, agent: Agent) -> None:
+    assert agent.node is not None
+    ours = agent.node.links.datapath
+    assert ours.datapath is not None
+    failures, server = ours.failures, lab["server"].ipv4
+
+    def fail(number: int, entries: object) -> None:
+        if entries is not None:
+            raise BpfError("the kernel has no memory")
+        set_policy(number, None)
+
+    set_policy = ours.datapath.set_policy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours.datapath, "set_policy", fail)
+        revision = agent.put_policy(ingress()).json()["revision"]
+        found = agent.get("/endpoint/2")
+        assert (found["state"], found["reason"]) == ("not-ready", "the kernel has no memory")
+        assert ask(lab["client"], server, b"x", timeout=0.5) == b""
+        assert ours.failures > failures
+        waited = agent.get(f"/policy/revisions/{revision}", timeout=0.1)
+        assert waited["waiting"] == {"endpoint 2": "the kernel has no memory"}
+    eventually(lambda: agent.node.tick() or not ours.pending())  # type: ignore[union-attr, func-returns-value]
+    assert agent.get("/endpoint/2")["state"] == "ready"
+    assert agent.get(f"/policy/revisions/{revision}", timeout=5)["reached"]
+    assert ask(lab["client"], server, b"x") == CLIENT + b"x"
+
+
+def test_endpoints_of_an_agent_that_has_no_datapath_any_more(make_lab: MakeLab) -> None:
+    lab = make_lab("client")
+    with agent_in(lab) as agent:
+        add(agent, lab["client"], "app=client")
+    with agent_in(lab, datapath="none") as agent:
+        found = agent.get("/endpoint/1")
+        assert found["state"] == "not-ready"
+        assert found["reason"] == "this agent has datapath: none"
+    with agent_in(lab) as agent:
+        assert agent.get("/endpoint/1")["state"] == "ready"
