@@ -14,6 +14,7 @@ from node.proxy.status import ProxyStatus
 
 if TYPE_CHECKING:
     from bpf.datapath import Datapath
+    from bpf.sockmap import Sockmap
 
 
 class NodeCollector(Collector):
@@ -66,6 +67,9 @@ class NodeCollector(Collector):
         if datapath is not None:
             yield from _packets(datapath)
             yield from _maps(datapath)
+        sockmap = self._node.links.acceleration.sockmap
+        if sockmap is not None:
+            yield from _acceleration(sockmap)
         yield from _envoys(self._node.links.proxies.statuses())
 
 
@@ -103,6 +107,26 @@ def _maps(datapath: Datapath) -> Iterator[Metric]:
     for name in ("ipcache", "policy"):
         full.add_metric((name,), datapath.failures[name])
     yield full
+
+
+def _acceleration(sockmap: Sockmap) -> Iterator[Metric]:
+    """What went past the TCP stack, and why the rest did not (bpf.sockmap.Counts)."""
+    counts = sockmap.counts()
+    messages = CounterMetricFamily(
+        "proxylib_sockmap_messages",
+        "Calls of send that went past the TCP stack, or by the wire and why",
+        labels=("way",),
+    )
+    messages.add_metric(("past",), counts.messages)
+    for why in ("off", "alone", "unread", "unproven", "blocking", "full", "spliced"):
+        messages.add_metric((why,), getattr(counts, why))
+    yield messages
+    yield CounterMetricFamily(
+        "proxylib_sockmap_bytes", "Bytes that went past the TCP stack", value=counts.bytes
+    )
+    yield GaugeMetricFamily(
+        "proxylib_sockmap_sockets", "Sockets that take part", value=sockmap.sockets()
+    )
 
 
 def _envoys(statuses: Mapping[int, ProxyStatus]) -> Iterator[Metric]:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -35,8 +35,11 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @contextmanager
-def node(*flags: object) -> Iterator[NodeAgent]:
-    """nginx (endpoint 1) and alpine (endpoint 2), and the agent that has them."""
+def node(*flags: object, options: Sequence[str] = ()) -> Iterator[NodeAgent]:
+    """nginx (endpoint 1) and alpine (endpoint 2), and the agent that has them.
+
+    flags: the agent's; options: of both endpoints.
+    """
     with Lab("nginx", "alpine") as lab, NodeAgent(lab, *flags) as agent, ExitStack() as servers:
         with lab["nginx"].entered():
             folder = lab.folder / "nginx"
@@ -44,7 +47,7 @@ def node(*flags: object) -> Iterator[NodeAgent]:
             files = {"index.html": b"hello\n", "welcome": b"welcome\n"}
             servers.enter_context(nginx(Address(lab["nginx"].ipv4, 80), folder, files))
         for endpoint in lab:
-            agent.add(endpoint, f"k8s:app={endpoint.name}")
+            agent.add(endpoint, f"k8s:app={endpoint.name}", options=options)
         yield agent
 
 
@@ -122,6 +125,18 @@ def test_an_envoy_that_cannot_be_had_is_a_failure() -> None:
         agent.proxylib("policy", "import", L7)
         wait_for(lambda: parts(agent)["Envoy"] == "Failure", "the failure", 30)
         assert status(agent, 1)["Envoy"].startswith("Failure   ")
+
+
+def test_what_goes_past_the_stack_is_counted() -> None:
+    with node(options=["--sockmap"]) as agent:
+        before = metrics(agent, "sockmap")
+        assert before["sockmap_messages_total", "past"] == 0
+        for _ in range(3):
+            assert code(agent) == "200"
+        after = metrics(agent, "sockmap")
+        # The first messages of a connection go by the wire; all are counted, under some way.
+        assert sum(after.values()) > sum(before.values())
+        assert after.keys() == before.keys()
 
 
 def test_a_full_map_is_told() -> None:
