@@ -198,7 +198,7 @@ def crowd(where: Namespace, address: str, port: int, count: int) -> list[socket.
             one.connect_ex((address, port))
             made.append(one)
             selector.register(one, selectors.EVENT_READ)
-    left, deadline = count, time.monotonic() + 60
+    left, deadline = count, time.monotonic() + 30
     while left and time.monotonic() < deadline:
         for key, _ in selector.select(1):
             assert isinstance(key.fileobj, socket.socket)

@@ -183,6 +183,8 @@ class Plane:
         ifindex, path = endpoint.ifindex(), str(endpoint.path)
         tc.attach(ifindex, tc.Hook.EGRESS, outgoing, "from", path)
         tc.attach(ifindex, tc.Hook.INGRESS, incoming, "to", path)
+        for setting, value in (("rp_filter", 0), ("accept_local", 1)):
+            endpoint.sysctl(f"ipv4/conf/eth0/{setting}", value)
         self.route(endpoint)
 
     def _set_link(self, key: int, endpoint: Endpoint, identity: int) -> None:

@@ -58,7 +58,8 @@ class Proxy:
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         if self.ports:
-            made.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, self.ports)
+            ports = struct.pack("=I", self.ports)
+            made.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports)
         made.bind((client[0], 0))
         return made
 
