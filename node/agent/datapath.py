@@ -96,6 +96,7 @@ class NodeDatapath:
         self._endpoints: Mapping[int, NodeEndpoint] = {}
         self._listening = Listening({}, {})
         # What may be another than what is in force.
+        self._told = False
         self._dirty: set[int] = set()
         self._stale: set[int] = set()
         self._retry_at = self._expire_at = 0.0
@@ -228,7 +229,7 @@ class NodeDatapath:
         self._retry_at = self._clock() + self._retry
 
     def _take(self, endpoints: Mapping[int, NodeEndpoint]) -> None:
-        before, self._endpoints = self._endpoints, endpoints
+        before, self._endpoints, self._told = self._endpoints, endpoints, True
         for number in before.keys() | endpoints.keys():
             old, new = before.get(number), endpoints.get(number)
             if old is not new:
@@ -264,6 +265,9 @@ class NodeDatapath:
 
     def _settle(self) -> None:
         """Do all that there is to do and can be done."""
+        if not self._told:
+            # What an agent before us has attached is not known to be unwanted.
+            return
         wanted = self._wanted()
         if self._datapath is None and (not wanted or self._unavailable):
             self._health = {

@@ -19,12 +19,10 @@ from tests.node.agents import Agent, running
 
 
 @contextmanager
-def agent_of(lab: Lab, folder: Path) -> Iterator[Agent]:
+def agent_of(lab: Lab, folder: Path, **more: Any) -> Iterator[Agent]:
     """An agent whose threads, and so its sockets, are in the lab's node."""
-    with (
-        lab.node.entered(),
-        running(folder, bpf_root=lab.bpffs() / "proxylib", envoy="none") as agent,
-    ):
+    settings = {"bpf_root": lab.bpffs() / "proxylib", "envoy": "none", **more}
+    with lab.node.entered(), running(folder, **settings) as agent:
         yield agent
 
 
@@ -185,3 +183,20 @@ def test_programs_are_attached_to_nobody_else(
     assert attached == []
     shown = lab.node.run("tc", "filter", "show", "dev", client.interface, "ingress")
     assert shown.stdout == ""
+
+
+@pytest.mark.parametrize("datapath", ["auto", "veth"])
+def test_the_next_agent_takes_nothing_away(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datapath: str
+) -> None:
+    """An interface without programs for a moment is one that lets everything pass."""
+    with agent_of(lab, tmp_path, datapath=datapath) as first:
+        for endpoint in lab:
+            assert first.cli("endpoint", "add", "--netns", endpoint.netns).exit_code == 0
+    detached: list[int] = []
+    monkeypatch.setattr(Datapath, "detach", lambda self, number: detached.append(number))
+    with agent_of(lab, tmp_path, datapath=datapath) as second:
+        assert [e["state"] for e in second.get("/endpoint")] == ["ready", "ready"]
+        assert detached == []
+        second.cli("endpoint", "delete", 1)
+        assert detached == [1]
