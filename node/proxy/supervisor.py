@@ -29,6 +29,7 @@ from node.proxy.plan import Plan, ProxyConfig, Signature
 from node.proxy.rehearsal import rehearse
 from node.proxy.state import Role
 from node.proxy.status import Draining, ProxyEvent, ProxyState, ProxyStatus
+from node.proxy.turns import Turn
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +65,11 @@ class Proxy:
         self._changed = threading.Condition()
         self._status = ProxyStatus()
         self._wanted = self._reload = self._stopping = self._closing = False
-        self._prepared: Plan | NodeError | None = None
+        self._prepared: tuple[Plan | NodeError, Turn] | None = None
         # The rest is for our thread alone.
         self._generations = Generations(self.places, config.parent_shutdown_time)
         self._preparing: object | None = None
+        self._turn: Turn | None = None
         self._next_start = self._next_look = 0.0
         self._failures = self._restarts = 0
         self._last_error = ""
@@ -149,6 +151,8 @@ class Proxy:
             if self._wake < 0:
                 return
             self._generations.close()
+            self._forget_prepared()
+            self._end_turn()
             os.close(self._lock)
             os.close(self._wake)
             self._wake = -1
@@ -168,6 +172,7 @@ class Proxy:
                 return
             try:
                 self._step()
+                self._end_turn()
                 self._publish()
                 self._sleep()
             except Exception:  # An Envoy that nobody watches would be worse.
@@ -232,8 +237,7 @@ class Proxy:
                 # It waits for answers of the one that died.
                 starting.process.end(0)
                 self._generations.remove(starting)
-            with self._changed:
-                self._preparing = self._prepared = None
+            self._forget_prepared()
             if member.role is Role.SERVING and ran > RAN_WELL:
                 self._failures = 0
             self._fail(log.obituary(f"Envoy, process {pid}, {how}", lines))
@@ -299,10 +303,11 @@ class Proxy:
                 due = self._reload and not self._generations.draining
             if not due or self._preparing or self._generations.the(Role.STARTING) is not None:
                 return
-            self._reload, self._prepared = False, None
+            self._reload = False
             self._preparing = preparing = object()
 
         def prepare() -> None:
+            turn = Turn()
             made: Plan | NodeError
             try:
                 made = found = plan.make(self.config)
@@ -315,17 +320,19 @@ class Proxy:
                 made = SetupError(f"Envoy's start could not be prepared: {error!r}")
             with self._changed:
                 if self._preparing is preparing:
-                    self._prepared = made
+                    self._prepared = made, turn
+                else:
+                    turn.end()
             self._rouse()
 
         threading.Thread(target=prepare, name="proxy-plan", daemon=True).start()
 
     def _take_prepared(self) -> None:
         with self._changed:
-            made, self._prepared = self._prepared, None
-            if made is None:
+            if self._prepared is None:
                 return
-            self._preparing = None
+            made, self._turn = self._prepared
+            self._preparing = self._prepared = None
         serving = self._generations.the(Role.SERVING)
         try:
             if isinstance(made, NodeError):
@@ -338,6 +345,18 @@ class Proxy:
                 self._fail(str(error))
         else:
             self._restarts += serving is None and self._failures > 0
+
+    def _forget_prepared(self) -> None:
+        with self._changed:
+            if self._prepared is not None:
+                self._prepared[1].end()
+            self._preparing = self._prepared = None
+
+    def _end_turn(self) -> None:
+        """Nothing of ours starts any more."""
+        if self._turn is not None and self._generations.the(Role.STARTING) is None:
+            self._turn.end()
+            self._turn = None
 
     def _adopt(self) -> None:
         problem = self._generations.adopt()

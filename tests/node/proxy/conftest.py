@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from node.proxy.turns import AT_ONCE, Turn
 from tests.node.proxy.scene import Scene, scene
 
 
@@ -15,3 +16,6 @@ from tests.node.proxy.scene import Scene, scene
 def node() -> Iterator[Scene]:
     with TemporaryDirectory(prefix="px") as folder, scene(Path(folder)) as found:
         yield found
+    # Whatever became of an Envoy: it is nobody's turn any more.
+    for turn in [Turn() for _ in range(AT_ONCE)]:
+        turn.end()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -166,11 +167,13 @@ class Traffic:
 
     def _run(self) -> None:
         while not self._stopping.is_set() and len(self._failures) < 10:
+            began = time.monotonic()
             try:
                 self._request()
                 self._answered += 1
             except (OSError, AssertionError, HTTPException) as error:
-                self._failures.append(repr(error))
+                # One that takes longer than an old generation may live is cut off by right.
+                self._failures.append(f"{error!r} after {time.monotonic() - began:.3f} s")
 
 
 def connecting(port: int, host: str = HOST) -> Callable[[], None]:

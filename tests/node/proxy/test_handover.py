@@ -24,7 +24,7 @@ from tests.node.proxy.scene import HOST, Droid, Scene, Traffic, agent, connectin
 
 @pytest.mark.timeout(120)
 def test_hot_restarts_lose_nothing(node: Scene) -> None:
-    proxy = node.proxy(node.config(parent_shutdown_time=1))
+    proxy = node.proxy()
     proxy.start()
     traffic = [Traffic(connecting(node.port)), Traffic(connecting(node.port))]
     try:
