@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,17 @@ def test_redirected_connections_do_not_notice(make_lab: MakeLab, mode: str) -> N
         (before,) = agent.envoys()
 
         stopping = threading.Event()
-        answers: list[bytes] = []
+        answers: list[bytes | str] = []
 
         def traffic() -> None:
             while not stopping.is_set():
-                answers.append(ask(client, server, b"READ x"))
-                answers.append(ask(client, server, b"HALT"))
+                for line in (b"READ x", b"HALT"):
+                    began = time.monotonic()
+                    try:
+                        with connect(client, server, timeout=20) as connection:
+                            answers.append(say(connection, line))
+                    except OSError as error:
+                        answers.append(f"{line!r}: {error!r} after {time.monotonic() - began} s")
 
         thread = threading.Thread(target=traffic)
         with connect(client, server) as running:
