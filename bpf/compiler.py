@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 import struct
@@ -40,6 +41,8 @@ BCC_FOLDERS = (
 SCHED_CLS, SOCK_OPS, SK_MSG = 3, 13, 16
 """Program types (linux/bpf.h, enum bpf_prog_type)."""
 
+log = logging.getLogger(__name__)
+
 _LOAD_64 = struct.Struct("=BBhiBBhi")
 
 
@@ -65,11 +68,17 @@ def bcc_folder() -> Path | None:
 
 
 def source_hash(source: Path, macros: Mapping[str, object], constants: Sequence[str] = ()) -> str:
-    """What a compilation depends on: the source, the headers beside it and ours, the macros."""
+    """What a compilation depends on: the source, the headers beside it and ours, the macros.
+
+    Raises `BpfError` if they cannot be read.
+    """
     digest = hashlib.sha256()
     near = sorted({*source.parent.glob("*.h"), *PROGRAMS.glob("*.h")})
     for path in (source, *near, Path(bcc_worker.__file__)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        try:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        except OSError as error:
+            raise BpfError(f"{path} cannot be read: {error.strerror}") from error
     digest.update(repr((sorted(macros.items()), sorted(constants))).encode())
     return digest.hexdigest()[:16]
 
@@ -95,11 +104,18 @@ def compile_source(
     flags += [f"-D{name}={value}" for name, value in macros.items()]
     flags += [f"-D{name}={_expression(name)}" for name in constants]
     answer = _run_worker(source, headers.tree(cache), flags)
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = kept.with_suffix(f".{os.getpid()}")
-    fresh.write_text(answer)
-    fresh.rename(kept)
+    _keep(kept, answer)
     return _decoded(json.loads(answer))
+
+
+def _keep(kept: Path, answer: str) -> None:
+    fresh = kept.with_suffix(f".{os.getpid()}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh.write_text(answer)
+        fresh.rename(kept)
+    except OSError as error:
+        log.warning("%s cannot be kept, and is compiled again next time: %s", kept, error)
 
 
 def _decoded(functions: Mapping[str, Mapping[str, Any]]) -> dict[str, Code]:

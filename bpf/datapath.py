@@ -364,15 +364,12 @@ class Datapath:
         self._links[link.number] = link
 
     def _attach_programs(self, link: Link, place: str) -> None:
+        name = self.programs.name
         if not link.netns:
-            links.attach(link, self.programs.node, self.programs.name, place)
+            links.attach(link, lambda: self.programs.node, name, place)
             return
-        pair = self.programs.sidecar(link.number)
-        try:
-            links.attach(link, pair, self.programs.name, place)
-        finally:
-            for fd in pair:
-                os.close(fd)
+        with self.programs.sidecar(link.number) as pair:
+            links.attach(link, pair, f"{name}-{link.number}", place)
 
     def _leave(self, link: Link) -> None:
         places.leave_link(self._memory, link, link.netns or self.config.netns)

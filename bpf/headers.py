@@ -72,16 +72,16 @@ def tree(cache: Path) -> Path:
         )
     if _complete(made, asm):
         return made
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = Path(tempfile.mkdtemp(prefix="headers.", dir=cache))
-    _fill(fresh / "include", asm)
-    shutil.rmtree(made, ignore_errors=True)
     try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = Path(tempfile.mkdtemp(prefix="headers.", dir=cache))
+        _fill(fresh / "include", asm)
+        shutil.rmtree(made, ignore_errors=True)
         fresh.rename(made)
-    except OSError:  # another process was faster
+    except OSError as error:
+        if not _complete(made, asm):  # else another process was faster
+            raise BpfError(f"{made} cannot be made: {error.strerror}") from error
         shutil.rmtree(fresh, ignore_errors=True)
-        if not _complete(made, asm):
-            raise
     return made
 
 

@@ -7,6 +7,7 @@ interface, inside its network namespace, and the programs sit on it the other wa
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from bpf import conntrack, tc
 from bpf.errors import BpfError
 from bpf.ipcache import address_bytes, address_text
 from bpf.memory import Memory
+from bpf.netlink import netlink
 from bpf.netns import within
 from bpf.schema import ENDPOINT, LINK, LINK_SIDECAR, U32
 from bpf.syscall import Map
@@ -131,18 +133,10 @@ def check_interface(link: Link, netns: str) -> None:
     """Raises `BpfError` unless the interface is in `netns` and its packets are routed."""
 
     def action() -> None:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-
-        with IPRoute() as route:
-            try:
-                (found,) = route.get_links(link.ifindex)
-                master = found.get_attr("IFLA_MASTER")
-                kind = _kind(route.get_links(master)[0]) if master else ""
-            except NetlinkError as error:
-                raise tc.InterfaceGone(
-                    f"endpoint {link.number}: there is no interface {link.ifindex}"
-                ) from error
+        with netlink(f"endpoint {link.number}: interface {link.ifindex}") as route:
+            (found,) = route.get_links(link.ifindex)
+            master = found.get_attr("IFLA_MASTER")
+            kind = _kind(route.get_links(master)[0]) if master else ""
         if kind == "bridge":
             name = found.get_attr("IFLA_IFNAME")
             raise BpfError(
@@ -158,8 +152,15 @@ def _kind(interface: Any) -> str:
     return str(info.get_attr("IFLA_INFO_KIND")) if info is not None else ""
 
 
-def attach(link: Link, programs: tuple[int, int], name: str, netns: str) -> None:
-    """Put the programs (from_endpoint, to_endpoint) in their places, for those that are there."""
+def attach(link: Link, programs: Callable[[], tuple[int, int]], name: str, netns: str) -> None:
+    """Put programs in their places, unless those of this name are there.
+
+    programs: from_endpoint and to_endpoint, asked for if they are needed.
+    """
     hooks = (tc.Hook.EGRESS, tc.Hook.INGRESS) if link.netns else (tc.Hook.INGRESS, tc.Hook.EGRESS)
-    for hook, fd, program in zip(hooks, programs, PROGRAMS, strict=True):
-        tc.attach(link.ifindex, hook, fd, f"{program}/{name}", netns)
+    names = [f"{program}/{name}" for program in PROGRAMS]
+    wanted = {tc.Filter(link.ifindex, *told) for told in zip(hooks, names, strict=True)}
+    if wanted == {*tc.filters(link.ifindex, netns)}:
+        return
+    for hook, fd, told in zip(hooks, programs(), names, strict=True):
+        tc.attach(link.ifindex, hook, fd, told, netns)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bpf.errors import BpfError
+
 log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -57,7 +59,7 @@ class Memory:
         return found
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all. Raises `BpfError`."""
         told = {
             "boot": _boot(),
             "namespaces": {
@@ -65,10 +67,16 @@ class Memory:
                 for n, at in self.namespaces.items()
             },
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self.file.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps(told, indent=1))
-        fresh.rename(self.file)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh.write_text(json.dumps(told, indent=1))
+            fresh.rename(self.file)
+        except OSError as error:
+            raise BpfError(
+                f"{self.file} cannot be written, so nothing is changed that it is to put back: "
+                f"{error.strerror}"
+            ) from error
 
     def forget(self) -> None:
         """Take the file away."""

@@ -7,7 +7,8 @@ the program, as interfaces of two namespaces may have one number; its pair lives
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,12 +36,18 @@ class Programs:
     """Descriptors of the node's pair, once `open` was called."""
     compiled: int = 0
     """How often the compiler or its cache was needed."""
+    loaded: int = 0
+    """How often the verifier was needed, which takes longest."""
     _sidecar: dict[str, Code] = field(default_factory=dict)
+    _hash: str = field(init=False)
 
     @property
     def name(self) -> str:
-        """What tells these programs from others."""
-        return compiler.source_hash(self.source, {})
+        """What tells these programs in their places from others, of another source or maps."""
+        return f"{self._hash}-{self.maps['links'].info.id}"
+
+    def __post_init__(self) -> None:
+        self._hash = compiler.source_hash(self.source, {})
 
     def open(self) -> None:
         """Have the node's pair; pins of other sources are taken away."""
@@ -49,17 +56,26 @@ class Programs:
             code = self._compile(())
             fds = self._load(code, {})
             for program, fd in zip(PROGRAMS, fds, strict=True):
-                self._pin(fd, self.folder / f"{program}_{self.name}")
+                self._pin(fd, self.folder / f"{program}_{self._hash}")
         self.node = fds
         for path in self.folder.iterdir():
-            if path.name.startswith(PROGRAMS) and not path.name.endswith(self.name):
+            if path.name.startswith(PROGRAMS) and not path.name.endswith(self._hash):
                 path.unlink()
 
-    def sidecar(self, number: int) -> Pair:
-        """Descriptors of a new pair for one endpoint, for the caller to close."""
-        if not self._sidecar:
-            self._sidecar = self._compile((SIDECAR,))
-        return self._load(self._sidecar, {SIDECAR: number})
+    @contextmanager
+    def sidecar(self, number: int) -> Iterator[Callable[[], Pair]]:
+        """What makes a pair for one endpoint, if it is called; until the block ends."""
+        with ExitStack() as stack:
+
+            def make() -> Pair:
+                if not self._sidecar:
+                    self._sidecar = self._compile((SIDECAR,))
+                pair = self._load(self._sidecar, {SIDECAR: number})
+                for fd in pair:
+                    stack.callback(os.close, fd)
+                return pair
+
+            yield make
 
     def close(self) -> None:
         """Let go of the node's pair."""
@@ -74,7 +90,7 @@ class Programs:
         fds: list[int] = []
         for program in PROGRAMS:
             try:
-                fds.append(syscall.get_pinned(self.folder / f"{program}_{self.name}"))
+                fds.append(syscall.get_pinned(self.folder / f"{program}_{self._hash}"))
             except OSError:
                 break
         if len(fds) == len(PROGRAMS) and all(syscall.program_maps(fd) <= known for fd in fds):
@@ -84,10 +100,13 @@ class Programs:
         return None
 
     def _compile(self, constants: tuple[str, ...]) -> dict[str, Code]:
+        if compiler.source_hash(self.source, {}) != self._hash:
+            raise BpfError(f"{self.source} has changed since the agent started: restart the agent")
         self.compiled += 1
         return compiler.compile_source(self.source, self.cache, {}, constants)
 
     def _load(self, code: Mapping[str, Code], constants: Mapping[str, int]) -> Pair:
+        self.loaded += 1
         fds = {name: found.fd for name, found in self.maps.items()}
         first = compiler.load(code, PROGRAMS[0], fds, constants=constants)
         try:

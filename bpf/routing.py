@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bpf.errors import BpfError
 from bpf.memory import Namespace
+from bpf.netlink import netlink
 from bpf.schema import MARK_MASK, Mark
 
 TABLE = 2004
@@ -40,21 +40,9 @@ _RTPROT_RA = 9
 _SCOPE_HOST = 254
 
 
-@contextmanager
-def _route(doing: str) -> Iterator[Any]:
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        with IPRoute() as route:
-            yield route
-    except NetlinkError as error:
-        raise BpfError(f"{doing}: {error.args[-1]}") from error
-
-
 def add_rules() -> None:
     """The rule and the table, for IPv4 and (unless it is switched off) IPv6; idempotent."""
-    with _route(f"routing by mark to table {TABLE}") as route:
+    with netlink(f"routing by mark to table {TABLE}") as route:
         (loopback,) = route.link_lookup(ifname="lo")
         route.link("set", index=loopback, state="up")
         for family in _usable_families():
@@ -66,7 +54,7 @@ def add_rules() -> None:
 
 def remove_rules() -> None:
     """Take them away; idempotent."""
-    with _route(f"routing by mark to table {TABLE}") as route:
+    with netlink(f"routing by mark to table {TABLE}") as route:
         for family in _usable_families():
             for _ in range(_rules(route, family)):
                 route.rule("del", family=family, **_rule())
@@ -77,13 +65,13 @@ def remove_rules() -> None:
 
 def has_rules() -> bool:
     """True if both are in force for every family."""
-    with _route("routing rules") as route:
+    with netlink("routing rules") as route:
         return all(_rules(route, f) and _routes(route, f) for f in _usable_families())
 
 
 def has_any_rules() -> bool:
     """True if any of it is there."""
-    with _route("routing rules") as route:
+    with netlink("routing rules") as route:
         return any(_rules(route, f) or _routes(route, f) for f in _usable_families())
 
 
@@ -125,7 +113,7 @@ def node_sysctls() -> dict[str, str]:
 
     A kernel that forwards IPv6 else forgets what routers have advertised.
     """
-    with _route("routes by router advertisement") as route:
+    with netlink("routes by router advertisement") as route:
         told = [
             one.get_attr("RTA_OIF")
             for one in route.get_routes(family=socket.AF_INET6)

@@ -6,14 +6,12 @@ goes by unjudged. A filter of ours is known by its name.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from bpf.errors import BpfError
+from bpf.netlink import InterfaceGone, netlink
 from bpf.netns import within
 
 PRIORITY = 1
@@ -42,24 +40,6 @@ class Filter:
     name: str
 
 
-class InterfaceGone(BpfError):
-    """There is no such interface (any more)."""
-
-
-@contextmanager
-def _route(doing: str, ifindex: int) -> Iterator[Any]:
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        with IPRoute() as route:
-            yield route
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
-            raise InterfaceGone(f"{doing}: there is no interface {ifindex}") from error
-        raise BpfError(f"{doing}, interface {ifindex}: {error.args[-1]}") from error
-
-
 def attach(ifindex: int, hook: Hook, fd: int, name: str, netns: str = "") -> None:
     """Have the program `fd` judge what passes the hook; in place of ours that is there.
 
@@ -67,7 +47,7 @@ def attach(ifindex: int, hook: Hook, fd: int, name: str, netns: str = "") -> Non
     """
 
     def action() -> None:
-        with _route("a program cannot be attached", ifindex) as route:
+        with netlink(f"a program cannot be attached to interface {ifindex}") as route:
             if not _has_clsact(route, ifindex):
                 route.tc("add", "clsact", ifindex)
             route.tc(
@@ -93,7 +73,7 @@ def detach(ifindex: int, netns: str = "") -> None:
     """
 
     def action() -> None:
-        with _route("programs cannot be detached", ifindex) as route:
+        with netlink(f"programs cannot be detached from interface {ifindex}") as route:
             if not _has_clsact(route, ifindex):
                 return
             for found in _filters(route, ifindex):
@@ -119,7 +99,7 @@ def filters(ifindex: int = 0, netns: str = "") -> list[Filter]:
     """Our filters on an interface; 0: on every interface of the namespace."""
 
     def action() -> list[Filter]:
-        with _route("filters cannot be read", ifindex) as route:
+        with netlink("filters cannot be read") as route:
             if ifindex:
                 return list(_filters(route, ifindex))
             with_clsact = {q["index"] for q in route.get_qdiscs() if _is_clsact(q)}

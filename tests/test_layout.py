@@ -36,6 +36,7 @@ ELSEWHERE = {
     "bpf/sockmap_programs.py": ("tests/bpf/test_sockmap.py", "by what they do"),
     "bpf/selftest_worker.py": ("tests/bpf/test_selftest.py", "a program that it starts"),
     "bpf/bcc_worker.py": ("tests/bpf/test_compiler.py", "runs only in the compiler's process"),
+    "bpf/netlink.py": ("tests/bpf/test_tc.py", "by what it is used for"),
     "bpf/errors.py": ("tests/bpf/test_compiler.py", "types without behaviour"),
     "node/console.py": ("tests/node/test_run.py", "what it prints is what is tested"),
     "node/stopping.py": ("tests/node/test_run.py", "signals, sent to the real program"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import bcc_worker, compiler, maps, syscall
+from bpf import bcc_worker, compiler, headers, maps, syscall
 from bpf.errors import BpfError, CompileError
 
 SOURCE = """\
@@ -74,6 +74,20 @@ def test_what_was_compiled_is_kept(
         kept.write_text(kept.read_text()[:100])
     source.write_text(SOURCE)
     assert compiled(source, cache) == first
+
+
+def test_a_cache_that_is_full(
+    source: Path, cache: Path, privileged: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It compiles all the same, and says what it could not keep."""
+    small = cache / "small"
+    headers.tree(small)
+    (small / "compiled").write_text("a file, not a folder")
+    assert compiled(source, small).keys() == {"judge"}
+    assert "is compiled again next time" in caplog.text
+    source.unlink()
+    with pytest.raises(BpfError, match=r"judge\.c cannot be read: No such file"):
+        compiled(source, small)
 
 
 def test_the_compiler_is_heard(source: Path, cache: Path, privileged: None, capfd: object) -> None:

@@ -30,3 +30,9 @@ def test_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not headers.installed()
     with pytest.raises(BpfError, match="install the package linux-libc-dev"):
         headers.tree(tmp_path)
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    with pytest.raises(BpfError, match="headers cannot be made"):
+        headers.tree(tmp_path / "cache")

@@ -11,6 +11,7 @@ import pytest
 from bpf import schema, tc
 from bpf.datapath import Datapath
 from bpf.errors import BpfError
+from bpf.netlink import InterfaceGone
 from tests.bpf.nodes import ALLOW_ALL, Namespace, Node
 
 Make = Callable[[], Namespace]
@@ -26,7 +27,7 @@ def test_links_that_cannot_be(node: Node, datapath: Datapath, namespaces: Make) 
         (replace(two, ipv6="10.0.0.9"), "is not an IPv6 address"),
         (replace(two, ipv4="10.0.0"), "is not an IP address"),
         (replace(two, number=65536), "numbers are 1 to 65535"),
-        (replace(two, ifindex=9999), "there is no interface 9999"),
+        (replace(two, ifindex=9999), "endpoint 2: interface 9999: No such device"),
         (replace(two, netns="/run/netns/nowhere"), "nowhere: No such file"),
     ):
         with pytest.raises(BpfError, match=reason):
@@ -46,12 +47,12 @@ def test_a_failed_attachment_leaves_nothing(
 
     def fail(ifindex: int, hook: tc.Hook, *rest: Any) -> None:
         if hook is tc.Hook.EGRESS:
-            raise tc.InterfaceGone("gone")
+            raise InterfaceGone("gone")
         real(ifindex, hook, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(tc, "attach", fail)
-        with pytest.raises(tc.InterfaceGone):
+        with pytest.raises(InterfaceGone):
             datapath.attach(link)
     assert datapath.attached() == {}
     assert tc.filters(netns=node.namespace.path) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bpf import memory
+from bpf.errors import BpfError
 from bpf.memory import Memory
 
 
@@ -53,3 +54,9 @@ def test_a_file_of_another_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "boot").write_text("another\n")
     monkeypatch.setattr(memory, "BOOT_ID", tmp_path / "boot")
     assert Memory.load(file).namespaces == {}
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file, not a folder")
+    with pytest.raises(BpfError, match=r"restore\.json cannot be written, so nothing is changed"):
+        remembered(tmp_path / "state" / "restore.json")

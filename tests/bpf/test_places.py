@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bpf import routing, tc
 from bpf.datapath import Datapath
+from bpf.errors import BpfError
 from bpf.netns import NamespaceGone, within
 from tests.bpf.nodes import ALLOW_ALL, Namespace, Node
 
@@ -37,6 +40,9 @@ def test_a_sidecar(node: Node, datapath: Datapath, namespaces: Make) -> None:
     again = node.open()
     try:
         assert again.attached() == {1: sidecar}
+        again.attach(sidecar)
+        assert again.programs.loaded == 0
+        assert node.reaches("10.0.0.1")
         again.detach(1)
         assert tc.filters(netns=inside.path) == []
         assert not within(inside.path, routing.has_any_rules)
@@ -71,3 +77,19 @@ def test_a_sidecar_whose_namespace_is_gone(
         datapath.attach(sidecar)
     assert datapath.detach(1)
     assert datapath.attached() == {}
+
+
+def test_programs_that_changed_meanwhile(node: Node, namespaces: Make, tmp_path: Path) -> None:
+    """A release that was installed beside a running agent: nothing is taken for the other."""
+    source = tmp_path / "judge.c"
+    shutil.copy(node.config.source, source)
+    inside = namespaces()
+    link = replace(node.endpoint(1, inside), ifindex=inside.ifindex("eth0"), netns=inside.path)
+    datapath = node.open(source=source)
+    try:
+        source.write_text(source.read_text() + "\n")
+        with pytest.raises(BpfError, match="has changed since the agent started"):
+            datapath.attach(link)
+        assert datapath.attached() == {}
+    finally:
+        datapath.close()
