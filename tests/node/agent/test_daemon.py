@@ -60,6 +60,34 @@ def test_check_config(command: Start, short_path: Path) -> None:
     assert wrong.process.returncode == 2
 
 
+def test_check_config_says_what_the_data_path_lacks(command: Start, short_path: Path) -> None:
+    def check(*arguments: object) -> tuple[int, str]:
+        checked = command("agent", "--check-config", *arguments, read=False)
+        output, errors = checked.process.communicate(timeout=60)
+        assert "bpf-root" in json.loads(output)
+        return checked.process.returncode, errors
+
+    status, said = check("--datapath", "none")
+    assert (status, said) == (0, "no data path: this agent has datapath: none\n")
+    if os.geteuid() != 0:
+        pytest.skip("root has more to check")
+    nowhere = short_path / "bpf"
+    status, said = check("--bpf-root", nowhere)
+    assert status == 0
+    assert f"missing   a bpffs for {nowhere}: " in said
+    assert "ok        rights" in said
+    status, said = check("--bpf-root", nowhere, "--datapath", "veth")
+    assert status != 0
+    assert "datapath veth cannot work on this machine" in said
+    # It does not start then, and says the same.
+    places = ("--state-dir", short_path / "s", "--run-dir", short_path / "r")
+    agent = command("agent", *places, "--bpf-root", nowhere, "--datapath", "veth", read=False)
+    _, errors = agent.process.communicate(timeout=60)
+    assert agent.process.returncode != 0
+    assert f"a bpffs for {nowhere}" in errors
+    assert list((short_path / "r").iterdir()) == []
+
+
 def test_state_survives_kill_9(command: Start, short_path: Path) -> None:
     agent = start(command, short_path)
     path = settings(short_path).api_path

@@ -164,3 +164,22 @@ def test_what_went_while_no_agent_ran(lab: Lab, agent: NodeAgent) -> None:
         eventually(lambda: client.get("/endpoint/3")["state"] == "disconnected")
         assert client.get("/endpoint/2")["state"] == "ready"
     assert ask(lab["client"], lab["server"].ipv4, b"x") == CLIENT + b"x"
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("way", ["signal", "command"])
+def test_a_new_envoy_takes_over(lab: Lab, agent: NodeAgent, way: str) -> None:
+    put(agent, ingress("READ"))
+    before = envoy(agent)
+    with connect(lab["client"], lab["server"].ipv4) as running:
+        assert say(running, b"READ 1") == CLIENT + b"READ 1"
+        if way == "signal":
+            os.kill(agent.pid, signal.SIGHUP)
+        else:
+            assert agent.proxylib("agent", "reload-envoy", "--json") == '{\n  "envoys": 1\n}\n'
+        eventually(lambda: len(agent.envoys()) == 2)
+        eventually(lambda: "a new Envoy has taken over" in agent.log)
+        assert before in agent.envoys()
+        assert say(running, b"READ 2") == CLIENT + b"READ 2"
+        judged(lab)
+    assert agent.stop() == 0
