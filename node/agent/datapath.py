@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from bpf.errors import BpfError
@@ -169,14 +170,18 @@ class NodeDatapath:
         self,
         changes: Changes | None = None,
         endpoints: Mapping[int, NodeEndpoint] | None = None,
+        gone: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """Take up what has changed in the engine, in the endpoints, and of redirects.
 
-        Raises nothing: what cannot be done is `pending`, and tried again.
+        gone: endpoints whose interface or namespace is not there (any more), and why. Raises
+        nothing: what cannot be done is `pending`, and tried again.
         """
         with self._lock:
             if endpoints is not None:
                 self._take(endpoints)
+            for number, reason in gone.items():
+                self._disconnect(number, reason)
             if changes is not None:
                 self._dirty |= changes.maps | changes.endpoints | changes.removed
                 self._stale |= changes.hosts
@@ -189,11 +194,8 @@ class NodeDatapath:
     def disconnected(self, number: int, reason: str) -> None:
         """An endpoint's interface or namespace is gone."""
         with self._lock:
-            if number in self._endpoints:
-                log.warning("endpoint %d: disconnected: %s", number, reason)
-                self._gone[number] = reason
-                self._dirty.add(number)
-                self._settle()
+            self._disconnect(number, reason)
+            self._settle()
 
     def tick(self) -> None:
         """Try again what could not be done, and look at the node's own addresses."""
@@ -216,6 +218,12 @@ class NodeDatapath:
                 self._datapath = None
 
     # How.
+
+    def _disconnect(self, number: int, reason: str) -> None:
+        if number in self._endpoints and number not in self._gone:
+            log.warning("endpoint %d: disconnected: %s", number, reason)
+            self._gone[number] = reason
+            self._dirty.add(number)
 
     def _try_again(self) -> None:
         failures = self._failures

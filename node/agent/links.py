@@ -53,6 +53,7 @@ class NodeLinks:
         self._redirects, self._moved, self._ended = redirects, moved, ended
         self._lock = threading.Lock()
         self._endpoints: Mapping[int, NodeEndpoint] = {}
+        self._needed: Sequence[int] = ()
         self._missing: dict[int, Sequence[str]] = {}
         self._watcher: LinkWatcher | None = None
 
@@ -67,8 +68,10 @@ class NodeLinks:
             if endpoints is not None:
                 self._endpoints = endpoints
             epoch = self.datapath.epoch
-            self.datapath.sync(changes, endpoints)
-            if endpoints is not None:
+            if endpoints is None:
+                self.datapath.sync(changes)
+            else:
+                self.datapath.sync(changes, endpoints, self._gone_already(before, endpoints))
                 self._watch(before, endpoints)
             self._settle_others(epoch)
 
@@ -120,7 +123,7 @@ class NodeLinks:
             self.proxies.node_id(n): problem for n, problem in self.proxies.problems().items()
         }
         asking = {s.node_id for s in streams if s.type_url == LISTENER}
-        wanted = {self.proxies.node_id(number) for number in self.proxies.wanted()}
+        wanted = {self.proxies.node_id(number) for number in self._needed}
         found |= dict.fromkeys(wanted - asking - found.keys(), "its Envoy is starting")
         # The libraries in them subscribe when they get their first listener, and have one name.
         judging = sum(s.type_url == NETWORK_POLICY for s in streams)
@@ -173,6 +176,7 @@ class NodeLinks:
         for number in attached:
             place = number if number in sidecars else NODE
             needed[place] = needed.get(place, False) or bool(self._redirects.of(number))
+        self._needed = [number for number, now in needed.items() if now and self.proxies.enabled]
         if needed or self.proxies.wanted():
             self.proxies.settle(needed, sidecars)
 
@@ -199,6 +203,28 @@ class NodeLinks:
                 self._missing.pop(number, None)
             elif old is None or old.attachment != wanted[number]:
                 self._watcher.watch(number, wanted[number])
+
+    def _gone_already(
+        self, before: Mapping[int, NodeEndpoint], after: Mapping[int, NodeEndpoint]
+    ) -> Mapping[int, str]:
+        """Of the endpoints that are new to us, those whose link is gone, and why.
+
+        What is on the disk may be of before a boot: its interface's number is another's now.
+        """
+        new = {n: a for n, e in after.items() if n not in before and (a := e.attachment)}
+        found: dict[int, str] = {}
+        if new and not self.datapath.unavailable:
+            from node.links.discovery import Gone, refresh
+            from node.links.namespaces import LinkError
+
+            for number, attachment in new.items():
+                try:
+                    refresh(attachment)
+                except Gone as gone:
+                    found[number] = str(gone)
+                except LinkError as error:
+                    log.error("endpoint %d: %s", number, error)
+        return found
 
     def _start_watching(self) -> LinkWatcher | None:
         from node.links.namespaces import LinkError

@@ -380,8 +380,10 @@ class Repository:
     def resolve_redirects(self) -> None:
         """Move redirects whose proxy port somebody else has. Raises ConfigError."""
         with self._changing:
+            before = self._redirects.ports(), self._redirects.problems()
             self._redirects.resolve()
-            self._links.sync()
+            if (self._redirects.ports(), self._redirects.problems()) != before:
+                self._links.sync()
 
     def progress(self, revision: int) -> Progress:
         """Who has all of `revision`, or of a later one, in force: subscribers and endpoints."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,41 @@ def test_a_new_envoy_takes_over(lab: Lab, agent: NodeAgent, way: str) -> None:
         assert say(running, b"READ 2") == CLIENT + b"READ 2"
         judged(lab)
     assert agent.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_numbers_of_interfaces_are_not_believed_after_a_boot(lab: Lab, agent: NodeAgent) -> None:
+    """A program on an interface that is not the endpoint's would cut that off."""
+    assert agent.stop() == 0
+    agent.cleanup()
+    uplink = lab.add("uplink")
+    number = lab.node.ifindex(uplink.interface)
+    with closing(sqlite3.connect(agent.state_dir / "state.db")) as database:
+        (text,) = database.execute(
+            "SELECT value FROM item WHERE kind='endpoint' AND key='3'"
+        ).fetchone()
+        value = json.loads(text)
+        value["attachment"] |= {"boot": "an earlier one", "ifindex": number}
+        database.execute(
+            "UPDATE item SET value=? WHERE kind='endpoint' AND key='3'", [json.dumps(value)]
+        )
+        database.commit()
+    agent.start()
+    with api(agent) as client:
+        assert client.get("/endpoint/3")["state"] == "disconnected"
+        assert "booted" in client.get("/endpoint/3")["reason"]
+        assert client.get("/endpoint/2")["state"] == "ready"
+    shown = lab.node.run("tc", "qdisc", "show", "dev", uplink.interface).stdout
+    assert "clsact" not in shown
+    assert "clsact" in lab.node.run("tc", "qdisc", "show", "dev", "lxc2").stdout
+
+
+@pytest.mark.timeout(200)
+def test_an_envoy_that_nobody_needs_any_more_holds_nothing_up(lab: Lab, agent: NodeAgent) -> None:
+    put(agent, ingress("READ"))
+    put(agent, ingress())
+    os.kill(envoy(agent), signal.SIGKILL)
+    eventually(lambda: agent.log.count("Envoy runs") == 2)
+    # It has no listener, and so no parser.
+    put(agent, ingress(peer="other"))
+    assert ask(lab["other"], lab["server"].ipv4, b"x") == OTHER + b"x"
