@@ -59,7 +59,9 @@ class Event:
         if self.type is EventType.DROP:
             return REASON_TEXTS.get(self.reason, f"unknown reason {self.reason}")
         if self.type is EventType.TRACE:
-            return TracePoint(self.reason).name.lower()
+            known = {point.value for point in TracePoint}
+            point = self.reason
+            return TracePoint(point).name.lower() if point in known else f"unknown point {point}"
         return ""
 
 

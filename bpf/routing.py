@@ -113,6 +113,8 @@ def node_sysctls() -> dict[str, str]:
 
     A kernel that forwards IPv6 else forgets what routers have advertised.
     """
+    if socket.AF_INET6 not in _usable_families():
+        return NODE
     with netlink("routes by router advertisement") as route:
         told = [
             one.get_attr("RTA_OIF")

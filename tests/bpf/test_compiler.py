@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bpf import bcc_worker, compiler, headers, maps, syscall
-from bpf.errors import BpfError, CompileError
+from bpf.errors import LOG_SHOWN, BpfError, CompileError
 
 SOURCE = """\
 #include "common.h"
@@ -112,6 +112,15 @@ def test_the_verifier_is_heard(source: Path, cache: Path, bpffs: Path) -> None:
     with pytest.raises(BpfError, match="no function 'other': judge"):
         compiler.load(compiled(source, cache), "other", fds)
     maps.close_maps(opened)
+
+
+def test_a_long_log_is_shown_from_its_end() -> None:
+    log = "".join(f"{n}\n" for n in range(100_000))
+    error = CompileError("refused", log)
+    assert error.log == log
+    assert str(error).startswith("refused\n…")
+    assert str(error).endswith("\n99999\n")
+    assert len(str(error)) < LOG_SHOWN + 100
 
 
 def test_a_compiler_that_dies(

@@ -76,6 +76,7 @@ def test_decode() -> None:
 def test_words() -> None:
     assert decode(raw(type=1, reason=99)).text == "unknown reason 99"
     assert decode(raw(type=2, reason=2)).text == "reply"
+    assert decode(raw(type=2, reason=77)).text == "unknown point 77"
     assert decode(raw(type=3, verdict=1)).text == ""
 
 
