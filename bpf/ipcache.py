@@ -26,6 +26,11 @@ EVERYTHING = "::/0"
 _V4 = bytes(10) + b"\xff\xff"
 
 
+def is_ipv4(raw: bytes) -> bool:
+    """True for an IPv4 address in the maps' form."""
+    return raw.startswith(_V4)
+
+
 def address_bytes(text: str) -> bytes:
     """An address in the maps' form; zeros for an empty text. Raises `BpfError`."""
     if not text:
@@ -41,7 +46,7 @@ def address_text(raw: bytes) -> str:
     """An address from the maps' form; empty for zeros."""
     if raw == bytes(16):
         return ""
-    if raw.startswith(_V4):
+    if is_ipv4(raw):
         return str(ipaddress.IPv4Address(raw[12:]))
     return str(ipaddress.IPv6Address(raw))
 
@@ -61,7 +66,7 @@ def prefix_key(text: str) -> bytes:
 def prefix_text(key: bytes) -> str:
     """A prefix from its key, always with its length."""
     length, raw = IPCACHE_KEY.unpack(key)
-    if length >= 96 and raw.startswith(_V4):
+    if length >= 96 and is_ipv4(raw):
         return f"{ipaddress.IPv4Address(raw[12:])}/{length - 96}"
     return f"{ipaddress.IPv6Address(raw)}/{length}"
 

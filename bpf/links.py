@@ -13,7 +13,7 @@ from typing import Any
 
 from bpf import conntrack, tc
 from bpf.errors import BpfError
-from bpf.ipcache import address_bytes, address_text
+from bpf.ipcache import address_bytes, address_text, is_ipv4
 from bpf.memory import Memory
 from bpf.netlink import netlink
 from bpf.netns import within
@@ -24,7 +24,6 @@ PROGRAMS = ("from_endpoint", "to_endpoint")
 
 LAST_NUMBER = 0xFFFF
 """Of an endpoint: the connections' key has 16 bits for it."""
-
 
 _GONE = "/proc/gone"
 """The path of a sidecar's namespace that nobody remembers."""
@@ -52,10 +51,11 @@ class Link:
             raise BpfError(f"endpoint {self.number}: numbers are 1 to {LAST_NUMBER}")
         if self.ifindex <= 0:
             raise BpfError(f"endpoint {self.number}: {self.ifindex} is no interface")
-        for text, size, zeros in ((self.ipv4, "IPv4", False), (self.ipv6, "IPv6", True)):
-            raw = address_bytes(text)
-            if text and (raw[:12] != bytes(10) + b"\xff\xff") is not zeros:
-                raise BpfError(f"endpoint {self.number}: {text} is not an {size} address")
+        if not 0 <= self.identity < 1 << 32:
+            raise BpfError(f"endpoint {self.number}: {self.identity} is no identity")
+        for text, version in ((self.ipv4, 4), (self.ipv6, 6)):
+            if text and is_ipv4(address_bytes(text)) != (version == 4):
+                raise BpfError(f"endpoint {self.number}: {text} is not an IPv{version} address")
 
     @property
     def addresses(self) -> list[bytes]:

@@ -26,6 +26,8 @@ def test_links_that_cannot_be(node: Node, datapath: Datapath, namespaces: Make) 
         (replace(two, ipv4="fd00::9"), "is not an IPv4 address"),
         (replace(two, ipv6="10.0.0.9"), "is not an IPv6 address"),
         (replace(two, ipv4="10.0.0"), "is not an IP address"),
+        (replace(two, ipv6="::ffff:10.0.0.9"), "is not an IPv6 address"),
+        (replace(two, identity=1 << 32), "4294967296 is no identity"),
         (replace(two, number=65536), "numbers are 1 to 65535"),
         (replace(two, ifindex=9999), "endpoint 2: interface 9999: No such device"),
         (replace(two, netns="/run/netns/nowhere"), "nowhere: No such file"),
