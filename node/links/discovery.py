@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
+from itertools import chain
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -168,7 +169,7 @@ def refresh(attachment: Attachment) -> Attachment:
 
 def _find_again(node: IPRoute, attachment: Attachment, link: _Link) -> tuple[str, _Inside]:
     """The attachment's namespace: where it was, else wherever it can be seen."""
-    for path in (attachment.netns, *_paths_behind(node, link)):
+    for path in chain((attachment.netns,), _paths_behind(node, link)):
         try:
             with open_namespace(path) as descriptor:
                 seen = _look(descriptor)
