@@ -137,6 +137,7 @@ def test_what_goes_past_the_stack_is_counted() -> None:
         # The first messages of a connection go by the wire; all are counted, under some way.
         assert sum(after.values()) > sum(before.values())
         assert after.keys() == before.keys()
+        assert status(agent)["Sockmap"].startswith("Ok   2 endpoints take part, self-test: ")
 
 
 def test_a_full_map_is_told() -> None:
