@@ -257,12 +257,18 @@ class Config(IntEnum):
 
 
 class Flags(IntFlag):
-    """What is told beside drops (`Config.FLAGS`). ACCOUNTING: packets and bytes of connections."""
+    """What is told beside drops (`Config.FLAGS`).
+
+    ACCOUNTING: packets and bytes of connections; TRACE_TO, TRACE_FROM: with TRACE, every
+    packet to or from an endpoint, not only those that change something.
+    """
 
     NONE = 0
     TRACE = 1
     POLICY_VERDICT = 2
     ACCOUNTING = 4
+    TRACE_TO = 8
+    TRACE_FROM = 16
 
 
 class Direction(IntEnum):
@@ -307,6 +313,7 @@ class TracePoint(IntEnum):
     NEW = 1
     REPLY = 2
     CLOSED = 3
+    ESTABLISHED = 4
 
 
 class Reason(NamedTuple):

@@ -29,7 +29,14 @@ typedef u32 be32;
 enum config { CONFIG_EPOCH = 0, CONFIG_FLAGS = 1, CONFIG_NETNS = 2 };
 /* Accounting writes to a connection's entry at every packet, which processors then hand to and
  * fro: as in Cilium, an option. */
-enum flags { FLAG_TRACE = 1, FLAG_POLICY_VERDICT = 2, FLAG_ACCOUNTING = 4 };
+/* FLAG_TRACE_TO, FLAG_TRACE_FROM: beside FLAG_TRACE; every packet to or from an endpoint. */
+enum flags {
+	FLAG_TRACE = 1,
+	FLAG_POLICY_VERDICT = 2,
+	FLAG_ACCOUNTING = 4,
+	FLAG_TRACE_TO = 8,
+	FLAG_TRACE_FROM = 16,
+};
 enum direction { EGRESS = 0, INGRESS = 1 };
 enum verdict { VERDICT_NONE = 0, VERDICT_ALLOW = 1, VERDICT_REDIRECT = 2, VERDICT_DENY = 3 };
 
@@ -145,7 +152,7 @@ struct counter_value {
 
 enum event_type { EVENT_DROP = 1, EVENT_TRACE = 2, EVENT_POLICY_VERDICT = 3 };
 enum event_flags { EVENT_IPV6 = 1, EVENT_REPLY = 2, EVENT_AUDIT = 4, EVENT_PROXIED = 8 };
-enum trace_point { TRACE_NEW = 1, TRACE_REPLY = 2, TRACE_CLOSED = 3 };
+enum trace_point { TRACE_NEW = 1, TRACE_REPLY = 2, TRACE_CLOSED = 3, TRACE_ESTABLISHED = 4 };
 
 struct event {
 	u64 time;

@@ -85,9 +85,10 @@ static __always_inline u64 lifetime(const struct conntrack_key *key, u16 flags)
 }
 
 static __always_inline void conntrack_account(struct __sk_buff *skb,
-					      struct conntrack_value *entry, u8 direction)
+					      struct conntrack_value *entry, u8 direction,
+					      u64 wanted)
 {
-	if (likely(!(config(CONFIG_FLAGS) & FLAG_ACCOUNTING)))
+	if (likely(!(wanted & FLAG_ACCOUNTING)))
 		return;
 	if (direction == EGRESS) {
 		__sync_fetch_and_add(&entry->tx_packets, 1);
@@ -103,10 +104,11 @@ static __always_inline void conntrack_see(struct __sk_buff *skb, const struct pa
 					  const struct conntrack_key *key,
 					  struct conntrack_value *entry, u8 direction, u64 now)
 {
+	u64 wanted = config(CONFIG_FLAGS), expires;
+	bool every = wanted & (direction == INGRESS ? FLAG_TRACE_TO : FLAG_TRACE_FROM);
 	u16 flags = entry->flags, before = flags;
-	u64 expires;
 
-	conntrack_account(skb, entry, direction);
+	conntrack_account(skb, entry, direction, wanted);
 	if (is_reply(entry, direction))
 		flags |= CT_SEEN_REPLY;
 	if (unlikely(packet->tcp_flags & TCP_RST))
@@ -117,13 +119,19 @@ static __always_inline void conntrack_see(struct __sk_buff *skb, const struct pa
 	if (unlikely(flags != before)) {
 		entry->flags = flags;
 		entry->expires = expires;
-		if (flags & ~before & CT_SEEN_REPLY)
+		if (flags & ~before & CT_SEEN_REPLY) {
 			tell_trace(skb, packet, entry, key->endpoint, direction, TRACE_REPLY);
-		if (lifetime(key, flags) == LIFETIME_CLOSING)
+			every = false;
+		}
+		if (lifetime(key, flags) == LIFETIME_CLOSING) {
 			tell_trace(skb, packet, entry, key->endpoint, direction, TRACE_CLOSED);
+			every = false;
+		}
 	} else if (unlikely(expires > entry->expires + SECOND)) {
 		entry->expires = expires;
 	}
+	if (unlikely(every))
+		tell_trace(skb, packet, entry, key->endpoint, direction, TRACE_ESTABLISHED);
 }
 
 /* Makes the entry of a connection that has been judged, or that the proxy makes. The packet
@@ -142,7 +150,7 @@ static __always_inline int conntrack_make(struct __sk_buff *skb, const struct pa
 		.proxy_port = judgement->proxy_port,
 	};
 
-	conntrack_account(skb, &entry, direction);
+	conntrack_account(skb, &entry, direction, config(CONFIG_FLAGS));
 	if (conntrack_update(key, &entry) < 0)
 		return REASON_CT_CREATE_FAILED;
 	tell_trace(skb, packet, &entry, key->endpoint, direction, TRACE_NEW);

@@ -205,10 +205,14 @@ class AgentConfig(BaseModel):
     bpf_ipcache_max: int = Field(
         512_000, ge=1024, le=1 << 24, description="prefixes whose identity is known"
     )
-    monitor_aggregation: Literal["medium", "maximum"] = Field(
+    bpf_conntrack_accounting: bool = Field(
+        False, strict=False, description="count the packets and bytes of each connection"
+    )
+    monitor_aggregation: Literal["none", "low", "medium", "maximum"] = Field(
         "medium",
-        description="of what connections do, as far as somebody watches: medium: the first "
-        "packet, the first reply and the end; maximum: nothing",
+        description="of what connections do, as far as somebody watches: none: every packet; "
+        "low: those to endpoints; medium: the first packet, the first reply and the end; "
+        "maximum: nothing",
     )
     sockmap: Literal["auto", "none"] = Field(
         "auto",

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from bpf.schema import Flags
 from node.agent.config import AgentConfig, group_id
 from node.agent.datapath import NodeDatapath
 from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
 from node.agent.links import NodeLinks
 from node.agent.node import Node
-from node.agent.opening import acceleration, opener, own_addresses, unavailable
+from node.agent.opening import TRACES, acceleration, opener, own_addresses, unavailable
 from node.agent.proxies import Proxies
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
@@ -98,7 +99,8 @@ def run(config: AgentConfig) -> Iterator[Node]:
             one_pass=config.upstream is None and config.datapath != "none",
         )
         ends = Ends(control.engine)
-        monitor = Watch(ends, traces=config.monitor_aggregation != "maximum")
+        counted = Flags.ACCOUNTING if config.bpf_conntrack_accounting else Flags.NONE
+        monitor = Watch(ends, traces=TRACES[config.monitor_aggregation], always=counted)
         datapath = NodeDatapath(
             control.engine,
             redirects,

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from bpf.errors import BpfError
+from bpf.schema import Flags
 from node.agent.acceleration import Acceleration
 from node.agent.claim import claim_namespace
 from node.agent.config import AgentConfig
@@ -16,6 +17,15 @@ from node.agent.config import AgentConfig
 if TYPE_CHECKING:
     from bpf.datapath import Datapath, DatapathConfig
     from bpf.sockmap import Sockmap
+
+
+TRACES = {
+    "none": Flags.TRACE | Flags.TRACE_TO | Flags.TRACE_FROM,
+    "low": Flags.TRACE | Flags.TRACE_TO,
+    "medium": Flags.TRACE,
+    "maximum": Flags.NONE,
+}
+"""What the programs report of connections, by the setting monitor-aggregation."""
 
 
 def unavailable(config: AgentConfig) -> str:

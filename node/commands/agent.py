@@ -89,11 +89,12 @@ _OPTIONS = (
     ("bpf-policy-map-max", "N", "Most entries of one endpoint's policy [default: 16384]."),
     ("bpf-ct-global-max", "N", "Connections that are remembered [default: 524288]."),
     ("bpf-ipcache-max", "N", "Prefixes whose identity is known [default: 512000]."),
+    ("bpf-conntrack-accounting", "BOOL", "true: count packets and bytes of each connection."),
     (
         "monitor-aggregation",
         "LEVEL",
-        "What the monitor traces of connections: medium: first packet, first reply, end; "
-        "maximum: nothing.",
+        "What the monitor traces of connections: none (every packet), low (those to endpoints), "
+        "medium (first packet, first reply, end), maximum (nothing).",
     ),
     (
         "sockmap",

@@ -96,7 +96,8 @@ def ct_list(
 ) -> None:
     """List connections, one line each, as endpoints (all, or those given) see them.
 
-    OUT: the endpoint made it. Rx: to the endpoint. expires: in so many seconds.
+    OUT: the endpoint made it. expires: in so many seconds. With the agent's setting
+    bpf-conntrack-accounting, packets and bytes to the endpoint (Rx) and from it (Tx).
     """
     from node.monitor import pinned
 
@@ -258,11 +259,20 @@ def _proxy_text(row: Mapping[str, Any]) -> str:
 
 def _connection(row: Mapping[str, Any]) -> str:
     by = f" ProxyPort={row['proxy_port']}" if row["proxy_port"] else ""
+    counted = "".join(
+        f" {text}={row[name]}"
+        for text, name in (
+            ("RxPackets", "rx_packets"),
+            ("RxBytes", "rx_bytes"),
+            ("TxPackets", "tx_packets"),
+            ("TxBytes", "tx_bytes"),
+        )
+        if row[name] is not None
+    )
     return (
         f"{row['protocol']} {'IN' if row['direction'] == 'ingress' else 'OUT'} "
         f"{_address(row['source'])} -> {_address(row['destination'])} endpoint={row['endpoint']} "
-        f"expires={row['expires']:.0f} RxPackets={row['rx_packets']} RxBytes={row['rx_bytes']} "
-        f"TxPackets={row['tx_packets']} TxBytes={row['tx_bytes']} "
+        f"expires={row['expires']:.0f}{counted} "
         f"Flags=[{' '.join(row['flags'])}] identity={_identities(row)}{by}"
     )
 

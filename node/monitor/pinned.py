@@ -16,7 +16,7 @@ from bpf.conntrack import Connection, connections
 from bpf.datapath import read_counters
 from bpf.errors import BpfError
 from bpf.ipcache import address_text, prefix_text
-from bpf.schema import ConntrackFlags
+from bpf.schema import Config, ConntrackFlags, Flags
 from bpf.syscall import Map
 from node.errors import SetupError
 
@@ -110,9 +110,10 @@ def conntrack(opened: Maps, wanted: Collection[int] = ()) -> Rows:
     if "conntrack" not in opened:
         return
     addresses = _addresses(opened)
+    counted = bool(_flags(opened) & Flags.ACCOUNTING)
     for found in connections(opened["conntrack"]):
         if not wanted or found.endpoint in wanted:
-            yield _connection(found, addresses.get(found.endpoint, ("", "")))
+            yield _connection(found, addresses.get(found.endpoint, ("", "")), counted)
 
 
 def ipcache(opened: Maps) -> Rows:
@@ -148,8 +149,8 @@ def reason_text(number: int) -> str:
     return known.get(number) or schema.REASON_TEXTS.get(number, f"unknown reason {number}")
 
 
-def _connection(found: Connection, own: tuple[str, str]) -> dict[str, Any]:
-    """From whoever made it to whom it was made."""
+def _connection(found: Connection, own: tuple[str, str], counted: bool) -> dict[str, Any]:
+    """From whoever made it to whom it was made; numbers are None if nobody counts."""
     ingress = ConntrackFlags.FROM_PEER in found.flags
     mine = (own[1 if ":" in found.peer else 0], found.own_port, found.own_identity)
     theirs = (found.peer, found.peer_port, found.peer_identity)
@@ -164,10 +165,10 @@ def _connection(found: Connection, own: tuple[str, str]) -> dict[str, Any]:
         "proxy_port": found.proxy_port,
         "flags": [flag.name.lower() for flag in ConntrackFlags if flag in flags and flag.name],
         "expires": round(found.expires, 1),
-        "rx_packets": found.rx_packets,
-        "rx_bytes": found.rx_bytes,
-        "tx_packets": found.tx_packets,
-        "tx_bytes": found.tx_bytes,
+        "rx_packets": found.rx_packets if counted else None,
+        "rx_bytes": found.rx_bytes if counted else None,
+        "tx_packets": found.tx_packets if counted else None,
+        "tx_bytes": found.tx_bytes if counted else None,
     }
 
 
@@ -187,6 +188,12 @@ def _addresses(opened: Maps) -> dict[int, tuple[str, str]]:
     """IPv4 and IPv6 of each endpoint."""
     links = (schema.LINK.unpack(value) for _, value in _items(opened, "links"))
     return {number: (address_text(v4), address_text(v6)) for number, _, v4, v6 in links}
+
+
+def _flags(opened: Maps) -> int:
+    """What the programs are told to report."""
+    raw = opened["config"].get(schema.U32.pack(Config.FLAGS)) if "config" in opened else None
+    return 0 if raw is None else int(schema.U64.unpack(raw)[0])
 
 
 def _items(opened: Maps, name: str) -> list[tuple[bytes, bytes]]:

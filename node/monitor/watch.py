@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from bpf.schema import Flags
 from node.monitor.ends import Ends
 from node.monitor.hub import Hub
 from node.monitor.packets import publish
@@ -33,13 +34,13 @@ MAX_REST = 0.05
 class Watch:
     """Between the programs' events and the hub. Safe for threads.
 
-    traces: whether running connections are reported at all.
+    traces: what is reported when somebody watches connections; always: what is in any case.
     """
 
-    def __init__(self, ends: Ends, *, traces: bool) -> None:
+    def __init__(self, ends: Ends, *, traces: Flags, always: Flags = Flags.NONE) -> None:
         self.hub = Hub(self._want)
         self._ends = ends
-        self._traces = traces
+        self._traces, self._always = traces, always
         self._lock = threading.Lock()
         self._datapath: Datapath | None = None
         self._types: frozenset[str] = frozenset()
@@ -106,11 +107,9 @@ class Watch:
 
     def _tell(self, datapath: Datapath) -> None:
         """Have the programs report what is wanted."""
-        from bpf.schema import Flags
-
-        flags = Flags.NONE
-        if "trace" in self._types and self._traces:
-            flags |= Flags.TRACE
+        flags = self._always
+        if "trace" in self._types:
+            flags |= self._traces
         if "policy-verdict" in self._types:
             flags |= Flags.POLICY_VERDICT
         datapath.set_flags(flags)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from bpf import maps, schema
 from bpf.ipcache import address_bytes, prefix_key
 from bpf.policies import PolicyEntry
-from bpf.schema import POLICY_KEY, U32, ConntrackFlags
+from bpf.schema import POLICY_KEY, U32, U64, Config, ConntrackFlags, Flags
 from bpf.syscall import Map, possible_cpus
 from node.cli import cli
 from node.monitor import pinned
@@ -131,6 +131,12 @@ def test_connections(opened: dict[str, Map], root: Path) -> None:
     connect(opened, SERVER, 53, "192.0.2.7", 5353, protocol=17, flags=ConntrackFlags.FROM_PEER)
     connect(opened, CLIENT, 4243, "fd00::9", 443)
     connect(opened, CLIENT, 4244, "10.0.0.2", 80, lifetime=-1)
+    plain = proxylib("ct", "list", SERVER, root=root).stdout
+    assert plain == (
+        "UDP IN 192.0.2.7:5353 -> 10.0.0.2:53 endpoint=9 expires=60 Flags=[] identity=257->256\n"
+    )
+    assert rows("ct", "list", SERVER, root=root)[0]["rx_bytes"] is None
+    opened["config"].set(U32.pack(Config.FLAGS), U64.pack(Flags.ACCOUNTING))
     text = proxylib("ct", "list", root=root).stdout.splitlines()
     assert sorted(text) == [
         "TCP OUT 10.0.0.1:4242 -> 10.0.0.2:80 endpoint=7 expires=60 RxPackets=4 RxBytes=300 "

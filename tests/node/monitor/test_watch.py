@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from bpf import maps
 from bpf.datapath import Datapath, DatapathConfig, Link, PolicyEntry
 from bpf.schema import U32, U64, Config, Flags
 from demos.namespaces import Lab, Namespace
+from node.agent.opening import TRACES
 from node.monitor.ends import Ends
 from node.monitor.hub import Filter, Subscription
 from node.monitor.lines import line
@@ -73,7 +75,7 @@ def watch(lab: Lab) -> Watch:
             }
         )
     )
-    return Watch(Ends(engine), traces=True)
+    return Watch(Ends(engine), traces=Flags.TRACE)
 
 
 def _ends(lab: Lab) -> Iterator[tuple[int, Namespace, int]]:
@@ -102,6 +104,10 @@ class Seen:
         self._subscription = subscription
         self.entries: list[dict[str, Any]] = []
 
+    def closed(self) -> int:
+        self.has(0)
+        return len({e["endpoint"] for e in self.entries if e.get("state") == "closed"})
+
     def has(self, count: int) -> bool:
         self.entries += [json.loads(text) for text in self._subscription.take()[0]]
         return len(self.entries) >= count
@@ -118,6 +124,20 @@ def call(lab: Lab, port: int, host: str = "") -> bool:
                 return False
         server.accept()[0].close()
         return True
+
+
+def talk(lab: Lab, rounds: int) -> None:
+    """So many times a byte there and one back, on one connection."""
+    host = lab["server"].ipv4
+    with lab["server"].entered(), socket.create_server((host, OPEN)) as server:
+        with lab["client"].entered():
+            client = socket.create_connection((host, OPEN), 10)
+        accepted, _ = server.accept()
+        with client, accepted:
+            for _ in range(rounds):
+                for one, other in ((client, accepted), (accepted, client)):
+                    one.sendall(b"x")
+                    assert other.recv(1) == b"x"
 
 
 def flags(datapath: Datapath) -> int:
@@ -175,15 +195,40 @@ def test_the_course_of_a_connection(lab: Lab, datapath: Datapath, watch: Watch) 
 
 
 def test_aggregation_maximum_reports_no_course(lab: Lab, datapath: Datapath, watch: Watch) -> None:
-    quiet = Watch(watch._ends, traces=False)
+    quiet = Watch(watch._ends, traces=TRACES["maximum"], always=Flags.ACCOUNTING)
     quiet.opened(datapath)
     with watching(quiet, "trace", "drop") as subscription:
-        assert flags(datapath) == Flags.NONE
+        assert flags(datapath) == Flags.ACCOUNTING
         seen = Seen(subscription)
         assert call(lab, OPEN)
         assert not call(lab, CLOSED)
         wait_for(lambda: seen.has(1), "the drop")
         assert {entry["type"] for entry in seen.entries} == {"drop"}
+
+
+@pytest.mark.parametrize(("level", "extra"), [("none", 8), ("low", 4), ("medium", 0)])
+def test_a_long_connection_at_each_level(
+    lab: Lab, datapath: Datapath, watch: Watch, level: str, extra: int
+) -> None:
+    """Two requests and replies more are told as packets, or not at all."""
+    watcher = Watch(watch._ends, traces=TRACES[level])
+    watcher.opened(datapath)
+
+    def course(rounds: int) -> list[dict[str, Any]]:
+        with watching(watcher, "trace") as subscription:
+            seen = Seen(subscription)
+            talk(lab, rounds)
+            wait_for(lambda: seen.closed() == 2, "both ends")
+        return seen.entries
+
+    told = course(3)
+    short, long = (Counter(entry["state"] for entry in some) for some in (course(1), told))
+    assert short["new"] == long["new"] == 2
+    assert short["reply"] == long["reply"] == 2
+    assert long["established"] - short["established"] >= extra
+    assert bool(long["established"]) is bool(extra)
+    if level == "low":
+        assert {e["direction"] for e in told if e["state"] == "established"} == {"ingress"}
 
 
 def test_the_data_path_may_come_later(lab: Lab, datapath: Datapath, watch: Watch) -> None:
