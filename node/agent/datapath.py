@@ -30,7 +30,6 @@ from node.agent.endpoints import NodeEndpoint
 from node.agent.entries import Listening, Translated, translate
 from node.agent.prefixes import Prefixes
 from node.agent.redirects import Kind, NodeRedirects
-from node.links.namespaces import LinkError
 from proxylib.errors import ConfigError
 from proxylib.proto import npds_pb2 as npds
 from xds.changes import Changes
@@ -340,10 +339,6 @@ class NodeDatapath:
                 return
             link = self._link(number)
             if self._links.get(number) != link:
-                if not self._is_there(number):
-                    self._let_go(number)
-                    self._detach(datapath, number)
-                    return
                 datapath.attach(link)
                 self._links[number] = link
             if self._unidentified and any(e.identity != ANY_IDENTITY for e in policy.entries):
@@ -353,24 +348,8 @@ class NodeDatapath:
                 datapath.set_policy(number, policy.entries)
             self._policies[number] = policy
             self._ready(number, policy)
-        except (BpfError, LinkError) as error:
+        except BpfError as error:
             self._fail(datapath, number, str(error))
-
-    def _is_there(self, number: int) -> bool:
-        """Whether an endpoint's link is still what it was when it was found.
-
-        After a boot its number is another's, and so may be what programs would be attached to.
-        """
-        from node.links.discovery import Gone, refresh
-
-        attachment = self._endpoints[number].attachment
-        assert attachment is not None
-        try:
-            refresh(attachment)
-        except Gone as gone:
-            log.warning("endpoint %d: disconnected: %s", number, gone)
-            self._gone[number] = str(gone)
-        return number not in self._gone
 
     def _detach(self, datapath: Datapath, number: int) -> None:
         self._policies.pop(number, None)
