@@ -38,6 +38,7 @@ CONNECTION = Layout(
 OWN = Layout(
     "own",
     *(f"{k} {n}" for n, k in CONNECTION.fields.items()),
+    "u64 proven",
     "u32 epoch",
     "u32 proof",
     "u32 proxy",

@@ -14,9 +14,9 @@
  * needs no care: a socket's reader gets what was put into it directly before what came by the
  * wire. So a connection may change between the two at any message, and switching off is safe.
  *
- * For policy: a connection's first message of each direction, and its first after a change of
- * policy (CONFIG_EPOCH), go by the wire, where the tc programs judge them; what follows goes past
- * the stack only when the peer has acknowledged it.
+ * For policy: a connection's first message of each direction, its first after a change of policy
+ * (SWITCH_EPOCH) and one in an hour go by the wire, where the tc programs judge and track them; what
+ * follows goes past the stack only when the peer has acknowledged it.
  *
  * For memory: a slow reader holds at most half of its receive buffer; what is more goes by the
  * wire, whose window stops the sender. (Half: the rest is what TCP needs to accept anything.)
@@ -48,6 +48,8 @@
 #define RECEIVES_BY_ITSELF 2
 #define BUFFER_SEND (128 << 10) /* the kernel doubles these two */
 #define BUFFER_RECEIVE (1 << 20)
+
+#define PROOF_LASTS (3600ull * 1000000000) /* far less than conntrack waits for a packet */
 
 /* The context of a program takes reads of just these four bytes; clang would join them. */
 #define ONE_READ(field) (*(volatile u32 *)&(field))
@@ -192,6 +194,7 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 	connection->sent = event->snd_nxt;
 	own->read = connection->received = event->rcv_nxt;
 	own->epoch = switched(SWITCH_EPOCH);
+	own->proven = bpf_ktime_get_coarse_ns();
 	own->proof = connection->sent + 1;
 	peer.proxy = own->proxy;
 	if (PUT(MAP_OWN, &socket, own) || PUT(MAP_PEERS, connection, &peer))
@@ -296,6 +299,7 @@ int socket_events(struct bpf_sock_ops *event)
 static __always_inline u32 judged(u64 socket, struct own *own, struct peer *peer, u32 size)
 {
 	u32 epoch = switched(SWITCH_EPOCH);
+	u64 now = bpf_ktime_get_coarse_ns();
 	u32 written = read_u32(socket + OFFSET_TCP_WRITE_SEQ);
 	struct own *other = FIND(MAP_OWN, struct own, &peer->socket);
 	u32 waiting, room;
@@ -304,8 +308,9 @@ static __always_inline u32 judged(u64 socket, struct own *own, struct peer *peer
 		return COUNT_OFF;
 	if (!taking_part(own, peer) || !plain_tcp(socket) || !plain_tcp(peer->socket))
 		return COUNT_ALONE;
-	if (own->epoch != epoch) {
+	if (own->epoch != epoch || now - own->proven > PROOF_LASTS) {
 		own->epoch = epoch;
+		own->proven = now;
 		own->proof = written + 1;
 		return COUNT_UNPROVEN;
 	}

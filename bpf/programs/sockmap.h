@@ -46,6 +46,7 @@ struct connection {
 
 struct own {
 	struct connection connection;
+	u64 proven; /* when `proof` was set, ns of the clock */
 	u32 epoch;
 	u32 proof; /* the peer must have acknowledged up to here */
 	u32 proxy; /* it is Envoy's */
