@@ -12,6 +12,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from node.envoy import READY_TIMEOUT, STOP_GRACE, ask, environment
 from node.errors import SetupError
@@ -88,10 +89,13 @@ class Generations:
 
     def start(self, plan: Plan) -> Member:
         """Start the successor of the one that serves, or the first. Raises SetupError."""
-        serving = self.the(Role.SERVING)
+        serving, netns = self.the(Role.SERVING), plan.config.netns
         if serving is None:
             base, epoch = handover.new_base(), 0
         else:
+            if netns is not None:
+                # Where its predecessor is, whatever has become of the path.
+                netns = Path(f"/proc/{serving.process.pid}/ns/net")
             base, epoch = serving.generation.base, serving.generation.epoch + 1
             handover.clear_initializing(base)
         state.replace_file(self.places.bootstrap(base, epoch), plan.bootstrap(base, epoch))
@@ -120,7 +124,7 @@ class Generations:
                 environment={**environment(plan.library), state.VARIABLE: state.variable(made)},
                 log=self.places.log,
                 log_limit=plan.config.log_limit,
-                netns=plan.config.netns,
+                netns=netns,
                 register=register,
             )
         except BaseException:

@@ -11,6 +11,7 @@ serving.  Only one drains at a time: a further hot restart waits until it has en
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -41,6 +42,9 @@ RAN_WELL = 60.0
 
 LOOK_EVERY = 5.0
 """Seconds between looks at the log's size and at the files that Envoy was started from."""
+
+RELOAD_AGAIN = 600.0
+"""Seconds after which a hot restart that failed is tried again, if it is still due."""
 
 READY_EVERY = 0.05
 """Seconds between questions to a generation that starts whether it serves."""
@@ -74,8 +78,8 @@ class Proxy:
         self._failures = self._restarts = 0
         self._last_error = ""
         self._looked: Signature | None = None
-        self._refused: Signature | None = None
         self._compared: Signature | None = None
+        self._compare_again = math.inf
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         try:
             self._adopt()
@@ -244,7 +248,7 @@ class Proxy:
 
     def _give_up(self, reason: str) -> None:
         """The hot restart failed; the one before serves on."""
-        self._refused = self._looked
+        self._compare_again = time.monotonic() + RELOAD_AGAIN
         self._last_error = f"the old Envoy goes on: {reason}"
         self._tell("proxy-reload-failed", self._last_error, "error")
 
@@ -270,7 +274,7 @@ class Proxy:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_EVERY
-        log.rotate(self.places.log, self.places.log_before, self.config.log_limit)
+        self._rotate()
         if self._generations.problem:
             self._tell("proxy-state", self._generations.problem, "error")
             self._generations.write()
@@ -280,19 +284,23 @@ class Proxy:
         before, self._looked = self._looked, plan.signature(self.config)
         # Twice the same: nobody is installing just now.
         settled = self._looked is not None and self._looked == before
-        if serving is None or not settled or self._looked == self._refused:
+        if serving is None or not settled:
             return
-        if self._compared != self._looked:
-            self._compared = self._looked
-            try:
-                found = plan.make(self.config).fingerprint
-            except SetupError:
-                return
-            changes = found.differences(serving.generation.fingerprint)
-            if changes:
-                self._tell("proxy-outdated", f"Envoy's {' and '.join(changes)} changed")
-                with self._changed:
-                    self._reload = True
+        if self._looked == self._compared and now < self._compare_again:
+            return
+        self._compared, self._compare_again = self._looked, math.inf
+        try:
+            found = plan.make(self.config).fingerprint
+        except SetupError:
+            return
+        changes = found.differences(serving.generation.fingerprint)
+        if changes:
+            self._tell("proxy-outdated", f"Envoy's {' and '.join(changes)} changed")
+            with self._changed:
+                self._reload = True
+
+    def _rotate(self) -> None:
+        log.rotate(self.places.log, self.places.log_before, self.config.log_limit)
 
     def _begin(self) -> None:
         """Prepare a start, if one is due. Preparing takes its time, and is another thread's."""
@@ -337,6 +345,7 @@ class Proxy:
         try:
             if isinstance(made, NodeError):
                 raise made
+            self._rotate()
             self._generations.start(made)
         except NodeError as error:
             if serving is not None:

@@ -159,17 +159,23 @@ def test_a_library_that_cannot_be_loaded_is_not_let_near(
 
 
 def test_another_binary_takes_over_by_itself(node: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And if something is in its way, as soon as that is gone."""
     monkeypatch.setattr("node.proxy.supervisor.LOOK_EVERY", 0.2)
+    monkeypatch.setattr("node.proxy.supervisor.RELOAD_AGAIN", 0.5)
     binary = script(node.folder / "binary", 'exec "$REAL" "$@"')
     proxy = node.proxy(node.config(binary=binary))
     proxy.start()
-    script(binary, 'exec "$REAL" "$@" # newer')
-    assert proxy.wait(lambda s: s.epoch == 1, 30).epoch == 1
-    assert node.told("proxy-outdated") == ["Envoy's binary changed"]
+    there = node.folder / "there"
+    script(binary, f'[ -e {there} ] || exit 9; exec "$REAL" "$@"')
+    assert "refuses to serve" in proxy.wait(lambda s: s.last_error != "", 30).last_error
+    there.touch()
+    assert proxy.wait(lambda s: s.epoch == 1, 30).last_error == ""
+    assert set(node.told("proxy-outdated")) == {"Envoy's binary changed"}
     proxy.close()
+    node.events.clear()
     again = node.proxy(node.config(binary=binary, log_level="info"))
     assert again.wait(lambda s: s.epoch == 2, 30).epoch == 2
-    assert node.told("proxy-outdated")[1:] == ["Envoy's bootstrap changed"]
+    assert node.told("proxy-outdated") == ["Envoy's bootstrap changed"]
 
 
 def test_an_old_one_that_dies_early_takes_nobody_along(node: Scene) -> None:

@@ -33,12 +33,15 @@ def test_it_lives_in_its_namespace_over_a_hot_restart(make_lab: Callable[..., La
             node = stack.enter_context(
                 scene(lab.folder, transparency=Transparency(listener_mark=0xB00))
             )
-        proxy = node.proxy(node.config(netns=there.path))
+        path = node.folder / "netns"
+        path.symlink_to(there.path)
+        proxy = node.proxy(node.config(netns=path))
         first = proxy.start()
         assert namespace_of(first.pid).st_ino == there.path.stat().st_ino
         assert namespace_of("self").st_ino != there.path.stat().st_ino
         with there.entered():
             traffic = Traffic(connecting(node.port))
+        path.unlink()
         proxy.reload()
         second = proxy.wait(lambda s: s.epoch == 1, 30)
         assert namespace_of(second.pid).st_ino == there.path.stat().st_ino
