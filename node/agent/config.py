@@ -225,6 +225,13 @@ class AgentConfig(BaseModel):
         "none; or the binary to start",
     )
     envoy_concurrency: int = Field(1, ge=1, le=512, description="Envoy's worker threads")
+    envoy_max_heap: int = Field(
+        0,
+        ge=0,
+        le=1 << 20,
+        description="MiB of an Envoy's heap, beyond which it takes no more "
+        "connections; 0: as many as there are",
+    )
     envoy_drain_time: int = Field(
         600, ge=1, le=86_400, description="seconds in which a replaced Envoy ends its connections"
     )

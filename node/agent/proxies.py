@@ -124,7 +124,10 @@ class Proxies:
                     folder=folder(config.state_dir, number),
                     run_dir=run_folder(config.run_dir, number),
                     bootstrap=NodeBootstrap(
-                        self.node_id(number), config.xds_path, config.run_dir / "admin.sock"
+                        self.node_id(number),
+                        config.xds_path,
+                        config.run_dir / "admin.sock",
+                        max_heap=config.envoy_max_heap << 20,
                     ),
                     binary=None if config.envoy == "auto" else Path(config.envoy),
                     netns=_netns(endpoint),

@@ -108,6 +108,11 @@ _OPTIONS = (
     ),
     ("envoy-concurrency", "N", "Envoy's worker threads [default: 1]."),
     (
+        "envoy-max-heap",
+        "MIB",
+        "Of an Envoy's heap, beyond which it takes no more connections [default: no limit].",
+    ),
+    (
         "envoy-drain-time",
         "SECONDS",
         "In which an Envoy that is replaced ends its connections [default: 600].",

@@ -29,10 +29,17 @@ from envoy_data_plane.envoy.config.core.v3 import (
     Http2ProtocolOptions,
     Node,
 )
-from envoy_data_plane.envoy.config.overload.v3 import OverloadManager, ResourceMonitor
+from envoy_data_plane.envoy.config.overload.v3 import (
+    OverloadAction,
+    OverloadManager,
+    ResourceMonitor,
+    ThresholdTrigger,
+    Trigger,
+)
 from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.v3 import (
     DownstreamConnectionsConfig,
 )
+from envoy_data_plane.envoy.extensions.resource_monitors.fixed_heap.v3 import FixedHeapConfig
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions,
     HttpProtocolOptionsExplicitHttpConfig,
@@ -46,17 +53,25 @@ CLUSTER = "xds"
 """The cluster that is us."""
 
 
+_HEAP_MONITOR = "envoy.resource_monitors.fixed_heap"
+
+_HEAP_ACTIONS = {"shrink_heap": 0.9, "stop_accepting_connections": 0.95}
+"""What Envoy does from which part of its heap on: connections that it has go on."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeBootstrap:
     """One node's Envoy. incremental: which variant of ADS it speaks; state of the world
     is for comparison, since only the incremental one says what is there already when it
-    reconnects. max_connections: accepted ones at a time, two descriptors each."""
+    reconnects. max_connections: accepted ones at a time, two descriptors each. max_heap:
+    bytes of Envoy's heap, 0 for as many as there are; Python's objects are beside it."""
 
     node_id: str
     xds_path: Path
     admin_path: Path
     incremental: bool = True
     max_connections: int = 50_000
+    max_heap: int = 0
 
 
 def build(config: NodeBootstrap) -> Bootstrap:
@@ -76,7 +91,7 @@ def build(config: NodeBootstrap) -> Bootstrap:
             cds_config=_awaited(),
         ),
         static_resources=BootstrapStaticResources(clusters=[_xds_cluster(pipe(config.xds_path))]),
-        overload_manager=connection_limit(config.max_connections),
+        overload_manager=_overload_manager(config),
     )
 
 
@@ -91,6 +106,21 @@ def _awaited() -> ConfigSource:
     source = ads_source()
     source.initial_fetch_timeout = timedelta(0)
     return source
+
+
+def _overload_manager(config: NodeBootstrap) -> OverloadManager:
+    made = connection_limit(config.max_connections)
+    if config.max_heap:
+        monitor, limit = _HEAP_MONITOR, FixedHeapConfig(max_heap_size_bytes=config.max_heap)
+        made.resource_monitors.append(ResourceMonitor(monitor, typed_config=Any.pack(limit)))
+        made.actions = [
+            OverloadAction(
+                name=f"envoy.overload_actions.{action}",
+                triggers=[Trigger(name=monitor, threshold=ThresholdTrigger(value=fraction))],
+            )
+            for action, fraction in _HEAP_ACTIONS.items()
+        ]
+    return made
 
 
 def connection_limit(most: int) -> OverloadManager:

@@ -132,8 +132,8 @@ def scene(folder: Path, server: Address | None = None, **settings: Any) -> Itera
 class Droid:
     """A connection through the proxy."""
 
-    def __init__(self, port: int, host: str = HOST) -> None:
-        self._socket = socket.create_connection((host, port), timeout=10)
+    def __init__(self, port: int, host: str = HOST, timeout: float = 10) -> None:
+        self._socket = socket.create_connection((host, port), timeout=timeout)
         self._file = self._socket.makefile("rb")
 
     def ask(self, line: bytes = b"HALT") -> bytes:

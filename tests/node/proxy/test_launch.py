@@ -7,11 +7,13 @@ import resource
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from demos.namespaces import Lab
+from node.envoy import ask
 from node.errors import SetupError
 from node.proxy import launch
 from node.proxy.process import Process
@@ -67,6 +69,18 @@ def test_its_session_and_its_limits(node: Scene) -> None:
     assert os.getsid(pid) != os.getsid(0)
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     assert soft == hard >= resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def test_its_heap_is_limited(node: Scene) -> None:
+    """One that has too much takes no more connections, and says so."""
+    config = node.config()
+    small = replace(config, bootstrap=replace(config.bootstrap, max_heap=1 << 20))
+    admin = node.proxy(small).start().admin
+    assert admin is not None
+    active = "overload.envoy.overload_actions.stop_accepting_connections.active: 1"
+    wait_for(lambda: active in ask(admin, "/stats?filter=overload")[1], "the limit")
+    with pytest.raises(TimeoutError), Droid(node.port, timeout=0.5) as droid:
+        droid.ask()
 
 
 def test_a_flood_of_log_is_bounded(node: Scene) -> None:

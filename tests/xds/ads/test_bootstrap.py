@@ -16,9 +16,10 @@ RUN = Path("/run/proxylib")
 CONFIG = NodeBootstrap("node", RUN / "xds.sock", RUN / "admin.sock")
 
 
-@pytest.mark.parametrize("incremental", [False, True])
-def test_envoy_takes_it(tmp_path: Path, incremental: bool) -> None:
-    config = NodeBootstrap("n", tmp_path / "x.sock", tmp_path / "a.sock", incremental)
+@pytest.mark.parametrize(("incremental", "max_heap"), [(False, 0), (True, 0), (True, 1 << 30)])
+def test_envoy_takes_it(tmp_path: Path, incremental: bool, max_heap: int) -> None:
+    paths = (tmp_path / "x.sock", tmp_path / "a.sock")
+    config = NodeBootstrap("n", *paths, incremental, max_heap=max_heap)
     assert refused(build(config).to_dict(), tmp_path) == ""
 
 
