@@ -161,6 +161,41 @@ def test_add_again_takes_over(rig: Rig) -> None:
     assert after["identity"]["labels"] == ["k8s:app=other"]
 
 
+def test_a_container_with_a_sidecar(rig: Rig) -> None:
+    network = deepcopy(rig.network)
+    network["plugins"][1] |= {"sidecar": True}
+    runtime = Runtime(rig.lab.node, network)
+    netns = rig.container("a")
+    result = runtime.add("a1", netns)
+    (endpoint,) = rig.endpoints()
+    assert (endpoint["state"], endpoint["attachment"]["mode"]) == ("ready", "sidecar")
+    tc = ("tc", "filter", "show", "dev")
+    inside = Namespace("a", netns.name, "", "")
+    assert "proxylib" in inside.run(*tc, "eth0", "ingress").stdout
+    assert (
+        "proxylib" not in rig.lab.node.run(*tc, result["interfaces"][0]["name"], "ingress").stdout
+    )
+    runtime.check("a1", netns)
+    runtime.delete("a1", netns)
+    assert rig.endpoints() == []
+
+
+def test_two_interfaces_of_one_container(rig: Rig) -> None:
+    network = deepcopy(rig.network)
+    network["name"] = "second"
+    network["plugins"][0]["ipam"] |= {"routes": [], "ranges": [[{"subnet": "10.23.0.0/16"}]]}
+    second = Runtime(rig.lab.node, network)
+    netns = rig.container("a")
+    rig.runtime.add("a1", netns)
+    second.add("a1", netns, "net1")
+    names = [e["external-identifiers"]["cni-attachment-id"] for e in rig.endpoints()]
+    assert names == ["proxylib:a1:eth0", "second:a1:net1"]
+    assert [e["attachment"]["inner"] for e in rig.endpoints()] == ["eth0", "net1"]
+    second.delete("a1", netns, "net1")
+    assert len(rig.endpoints()) == 1
+    rig.runtime.check("a1", netns)
+
+
 def test_check_sees_what_is_wrong(rig: Rig) -> None:
     netns = rig.container("a")
     rig.runtime.add("a1", netns)
