@@ -131,6 +131,11 @@ class NodeLinks:
             found[self.proxies.node_id(NODE)] = "its parsers have no policy yet"
         return found
 
+    @property
+    def watching(self) -> bool:
+        """False if nobody hears any more what happens to links, which is a fault of ours."""
+        return self._watcher is None or self._watcher.working
+
     def health(self, endpoint: NodeEndpoint) -> Health:
         """How it is with an endpoint; also waiting-for-proxy, until its Envoy serves."""
         found = self.datapath.health(endpoint.id)

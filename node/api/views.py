@@ -261,10 +261,13 @@ def _components(node: Node) -> Iterator[models.Component]:
         state="Ok" if node.decisions.working else "Failure",
         message=f"{node.decisions.clients} clients, {node.decisions.entries} entries",
     )
+    health = node.links.datapath.health
+    gone = sum(health(number).state == "disconnected" for number in state.endpoints)
     yield models.Component(
         name="Endpoints",
-        state="Ok",
-        message=f"{len(state.endpoints)}, {len(node.control.engine.known_identities())} identities",
+        state="Failure" if not node.links.watching else "Warning" if gone else "Ok",
+        message=f"{len(state.endpoints)}, {len(node.control.engine.known_identities())} identities"
+        + (f", {gone} disconnected (proxylib endpoint list)" if gone else ""),
     )
     yield from machine.components(node)
 

@@ -129,8 +129,10 @@ def test_a_namespace_vanishes(lab: Lab, agent: Agent) -> None:
     gone = until(agent, 1, lambda e: e["state"] == "disconnected")
     assert "gone" in gone["reason"] or "any more" in gone["reason"]
     assert gone["identity"]["labels"] == ["k8s:app=client"]
-    listed = agent.cli("endpoint", "list").stdout
-    assert "disconnected" in listed
+    assert "disconnected" in agent.cli("endpoint", "list").stdout
+    (component,) = [c for c in agent.get("/healthz")["components"] if c["name"] == "Endpoints"]
+    assert component["state"] == "Warning"
+    assert "1 disconnected" in component["message"]
     assert agent.cli("endpoint", "labels", 1, "--add", "k8s:x=y").exit_code == 0
     assert agent.cli("endpoint", "delete", 1).exit_code == 0
     assert agent.get("/endpoint") == []
