@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bpf import checks, compiler, conntrack, links, maps, places, schema
+from bpf.counters import PacketCounter, read_counters
 from bpf.errors import BpfError, IpcacheFull, PolicyMapFull
 from bpf.events import Callback, EventReader
 from bpf.ipcache import Ipcache
@@ -28,10 +29,17 @@ from bpf.memory import Memory
 from bpf.netns import cookie, within
 from bpf.policies import DENY_ALL, Policies, PolicyEntry
 from bpf.programs import Programs
-from bpf.schema import COUNTER_KEY, COUNTER_VALUE, U32, U64, Config, Flags
+from bpf.schema import U32, U64, Config, Flags
 from bpf.syscall import Map
 
-__all__ = ["Datapath", "DatapathConfig", "Link", "PacketCounter", "PolicyEntry"]
+__all__ = [
+    "Datapath",
+    "DatapathConfig",
+    "Link",
+    "PacketCounter",
+    "PolicyEntry",
+    "read_counters",
+]
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +72,6 @@ class DatapathConfig:
     def folder(self) -> Path:
         """Where maps and programs of this layout and these sizes are pinned."""
         return maps.folder(self.root, self.sizes)
-
-
-@dataclass(frozen=True, slots=True)
-class PacketCounter:
-    """An endpoint's packets in one direction (the packets') by what became of them.
-
-    reason: `schema.REASONS`, or `FORWARDED`, `TO_PROXY`; endpoint: 0: of no endpoint.
-    """
-
-    endpoint: int
-    ingress: bool
-    reason: int
-    packets: int
-    bytes: int
 
 
 def lock(root: Path) -> int:
@@ -160,7 +154,22 @@ class Datapath:
         self.set_flags(self.config.flags)
         for other in maps.folders(self.config.root):
             if other != self.config.folder:
+                self._take_connections(other)
                 shutil.rmtree(other)
+
+    def _take_connections(self, other: Path) -> None:
+        """Those of maps of other sizes: their next packets are judged by what is told now."""
+        if not maps.same_layout(other, self.config.folder):
+            return
+        try:
+            found = maps.read_maps(other)
+        except BpfError as error:
+            log.warning("connections are not taken over: %s", error)
+            return
+        if "conntrack" in found and "config" in found:
+            self._maps["conntrack"].set_many(found["conntrack"].items())
+            self._set_config(Config.EPOCH, max(self.epoch, read_config(found, Config.EPOCH)) + 1)
+        maps.close_maps(found)
 
     def close(self) -> None:
         """Let go; everything stays in force. Idempotent."""
@@ -334,7 +343,7 @@ class Datapath:
         return maps.pressure(self._maps, known)
 
     def _config(self, slot: Config) -> int:
-        return int(U64.unpack(self._maps["config"].get(U32.pack(slot)) or bytes(8))[0])
+        return read_config(self._maps, slot)
 
     def _set_config(self, slot: Config, value: int) -> None:
         self._maps["config"].set(U32.pack(slot), U64.pack(value))
@@ -375,14 +384,9 @@ class Datapath:
         places.leave_link(self._memory, link, link.netns or self.config.netns)
 
 
-def read_counters(table: Map) -> Iterator[PacketCounter]:
-    """The counters, summed over CPUs."""
-    for key, value in table.items():
-        endpoint, direction, reason, _ = COUNTER_KEY.unpack(key)
-        size = COUNTER_VALUE.size
-        cpus = [COUNTER_VALUE.unpack(value[at : at + size]) for at in range(0, len(value), size)]
-        packets, length = (sum(told) for told in zip(*cpus, strict=True))
-        yield PacketCounter(endpoint, bool(direction), reason, packets, length)
+def read_config(opened: Mapping[str, Map], slot: Config) -> int:
+    """A number of the map `config`."""
+    return int(U64.unpack(opened["config"].get(U32.pack(slot)) or bytes(8))[0])
 
 
 def _open_maps(config: DatapathConfig) -> dict[str, Map]:

@@ -34,6 +34,11 @@ def folders(root: Path) -> list[Path]:
         return []
 
 
+def same_layout(one: Path, other: Path) -> bool:
+    """True for two folders whose maps differ in their sizes only."""
+    return one.name.rpartition("-")[0] == other.name.rpartition("-")[0]
+
+
 def check_sizes(sizes: Mapping[str, int]) -> None:
     """Raises `BpfError` for a map that there is not, or a size that it cannot have."""
     for name, size in sizes.items():

@@ -233,19 +233,15 @@ MARK_MASK = 0xF00
 
 
 def fingerprint(sizes: Mapping[str, int]) -> str:
-    """What tells maps of other layouts or sizes apart: a part of the pins' path."""
-    told = [
-        (
-            name,
-            spec.type,
-            spec.flags,
-            sizes.get(name, spec.size),
-            spec.key.fields,
-            spec.value.fields,
-        )
+    """What tells maps of other layouts, and then of other sizes, apart: a part of their path."""
+    layouts = [
+        (name, spec.type, spec.flags, layout.fields)
         for name, spec in MAPS.items()
+        for layout in (spec.key, spec.value)
     ]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+    rooms = [sizes.get(name, spec.size) for name, spec in MAPS.items()]
+    hashes = [hashlib.sha256(repr(told).encode()).hexdigest()[:8] for told in (layouts, rooms)]
+    return "-".join(hashes)
 
 
 class Config(IntEnum):

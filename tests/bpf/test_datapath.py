@@ -158,11 +158,47 @@ def test_maps_made_anew_get_programs_of_their_own(node: Node) -> None:
     opened.close()
 
 
-def test_pins_of_another_size_go(node: Node) -> None:
-    node.open().close()
+def test_sizes_are_changed(node: Node) -> None:
+    """The pins of before go; running connections stay known, and are judged again."""
+    first = node.open()
+    for n in range(100):
+        key = schema.CONNTRACK_KEY.pack(1, 6, 0, n, 80, bytes(16))
+        first._maps["conntrack"].set(key, bytes(schema.CONNTRACK_VALUE.size))
+    first.bump()
+    epoch = first.epoch
+    first.close()
+    sizes = {**SMALL, "conntrack": 2048}
+    second = node.open(sizes=sizes)
+    assert second._maps["conntrack"].count() == 100
+    assert second.epoch == epoch + 1
+    second.close()
+    assert maps.folders(node.config.root) == [maps.folder(node.config.root, sizes)]
+
+
+def test_another_layout_is_not_read(node: Node) -> None:
+    first = node.open()
+    first._maps["conntrack"].set(bytes(24), bytes(schema.CONNTRACK_VALUE.size))
+    first.close()
+    folder = node.config.folder
+    other = folder.with_name("v1-12345678-" + folder.name.rpartition("-")[2])
+    folder.rename(other)
+    second = node.open()
+    assert second._maps["conntrack"].count() == 0
+    second.close()
+    assert maps.folders(node.config.root) == [folder]
+
+
+def test_connections_that_cannot_be_read(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.open(sizes={**SMALL, "conntrack": 2048}).close()
-    (left,) = maps.folders(node.config.root)
-    assert left == maps.folder(node.config.root, {**SMALL, "conntrack": 2048})
+    (other,) = maps.folders(node.config.root)
+    (other / "links").unlink()
+    wrong = syscall.Map(syscall.create_map(1, 4, 4, 16, 0, "links"))
+    syscall.pin(wrong.fd, other / "links")
+    wrong.close()
+    with caplog.at_level(logging.WARNING):
+        node.open().close()
+    assert "connections are not taken over" in caplog.text
+    assert maps.folders(node.config.root) == [node.config.folder]
 
 
 def test_pins_of_another_namespace_are_not_taken(node: Node, namespaces: Make) -> None:
