@@ -67,7 +67,8 @@ class Counts:
     peer had not read what came by the wire; unproven: first after the handshake or a change of
     policy; blocking: the peer's program blocks; full: the peer had half a receive buffer to
     read; spliced: the peer's program reads by splice(2).
-    sockets: that took part; blocking_sockets: that did not, their program blocks.
+    sockets: that took part; no_room, blocking_sockets: that did not, because the map is full, or
+    their program blocks.
     """
 
     messages: int
@@ -80,6 +81,7 @@ class Counts:
     full: int
     spliced: int
     sockets: int
+    no_room: int
     blocking_sockets: int
 
 

@@ -43,6 +43,8 @@ OWN = Layout(
     "u32 proof",
     "u32 proxy",
     "u32 read",
+    "u32 pending",
+    "u32 pad",
 )
 PEER = Layout("peer", "u64 socket", "u32 proxy", "u32 pad")
 LISTENER = Layout("listener", "u64 netns", "addr address", "u32 port", "u32 pad")

@@ -18,8 +18,9 @@
  * (SWITCH_EPOCH) and one in an hour go by the wire, where the tc programs judge and track them; what
  * follows goes past the stack only when the peer has acknowledged it.
  *
- * For memory: a slow reader holds at most half of its receive buffer; what is more goes by the
- * wire, whose window stops the sender. (Half: the rest is what TCP needs to accept anything.)
+ * For memory: a slow reader holds at most half of its receive buffer, and as much again for what
+ * the kernel needs around many small messages; what is more goes by the wire, whose window stops
+ * the sender. (Half: the rest is what TCP needs to accept anything.)
  *
  * For programs that block: recv(2) of a socket in a sockhash may say EAGAIN when woken for
  * another cause. So only a socket that its program has made non-blocking takes part; for an
@@ -49,6 +50,7 @@
 #define BUFFER_SEND (128 << 10) /* the kernel doubles these two */
 #define BUFFER_RECEIVE (1 << 20)
 
+#define MESSAGE 1024 /* the kernel's memory around a message, at most */
 #define PROOF_LASTS (3600ull * 1000000000) /* far less than conntrack waits for a packet */
 
 /* The context of a program takes reads of just these four bytes; clang would join them. */
@@ -197,10 +199,12 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 	own->proven = bpf_ktime_get_coarse_ns();
 	own->proof = connection->sent + 1;
 	peer.proxy = own->proxy;
-	if (PUT(MAP_OWN, &socket, own) || PUT(MAP_PEERS, connection, &peer))
+	if (bpf_sock_hash_update(event, MAP_OF(MAP_SOCKETS), connection, BPF_ANY)) {
+		count(COUNT_NO_ROOM, 1);
 		return;
-	if (bpf_sock_hash_update(event, MAP_OF(MAP_SOCKETS), connection, BPF_ANY))
-		return;
+	}
+	PUT(MAP_OWN, &socket, own);
+	PUT(MAP_PEERS, connection, &peer);
 	bpf_sock_ops_cb_flags_set(event, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
 	count(COUNT_SOCKETS, 1);
 }
@@ -324,7 +328,11 @@ static __always_inline u32 judged(u64 socket, struct own *own, struct peer *peer
 		return COUNT_BLOCKING;
 	waiting = read_u32(peer->socket + OFFSET_SOCK_RMEM_ALLOC);
 	room = read_u32(peer->socket + OFFSET_SOCK_RCVBUF) / 2;
-	return (u64)waiting + size > room ? COUNT_FULL : COUNT_BYTES;
+	if (!waiting)
+		own->pending = 0;
+	if ((u64)waiting + size > room || own->pending * (u64)MESSAGE > room)
+		return COUNT_FULL;
+	return COUNT_BYTES;
 }
 
 int on_send(struct sk_msg_md *message)
@@ -357,6 +365,7 @@ int on_send(struct sk_msg_md *message)
 	    bpf_msg_redirect_hash(message, MAP_OF(MAP_SOCKETS), &other, BPF_F_INGRESS) != SK_PASS)
 		found = COUNT_ALONE;
 	if (found == COUNT_BYTES) {
+		own->pending++;
 		count(COUNT_BYTES, size);
 		count(COUNT_MESSAGES, 1);
 	} else {

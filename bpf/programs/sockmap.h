@@ -32,6 +32,7 @@ enum count {
 	COUNT_FULL, /* the peer has much to read */
 	COUNT_SPLICED, /* the peer's program has read it by splice(2), or by other means */
 	COUNT_SOCKETS, /* sockets that took part */
+	COUNT_NO_ROOM, /* sockets that did not: the map is full */
 	COUNT_BLOCKING_SOCKETS, /* sockets that did not: their program blocks */
 };
 
@@ -51,6 +52,8 @@ struct own {
 	u32 proof; /* the peer must have acknowledged up to here */
 	u32 proxy; /* it is Envoy's */
 	u32 read; /* copied_seq when its program last called recvmsg */
+	u32 pending; /* messages past the stack since the peer last had nothing to read */
+	u32 pad;
 };
 
 struct peer {

@@ -6,6 +6,7 @@ of another process is seen by them, whatever its addresses are.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -24,7 +25,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sockmap import ENVOY_PORT, proxy
-from bpf import maps, selftest, sockmap, sockmap_programs, syscall
+from bpf import compiler, maps, selftest, sockmap, sockmap_programs, syscall, tc
+from bpf.btf import Btf
 from bpf.compiler import PROGRAMS
 from bpf.errors import BpfError
 from bpf.selftest import Check, Refused, SelfTest
@@ -497,6 +499,90 @@ def test_a_slow_reader_is_bounded(accelerated: Sockmap, lab: Lab) -> None:
                 got += len(other.recv(1 << 20))
             found = exchanged(accelerated, (one, other), (one, other))
             assert found.messages > 20  # it is past the stack again
+
+
+def test_a_full_map(config: SockmapConfig, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom it has no room for goes by the wire, and so does who is in it with no peer in it."""
+    client, server = lab["client"], lab["server"]
+    small = dataclasses.replace(sockmap_programs.MAPS["sockets"], size=3)
+    monkeypatch.setattr(sockmap_programs, "MAPS", {**sockmap_programs.MAPS, "sockets": small})
+    monkeypatch.setattr(selftest, "run", lambda *_: PASSED)
+    with Sockmap.open(config) as opened, ExitStack() as stack:
+        opened.join(addresses(client, server))
+        listener = stack.enter_context(listening(server, server.ipv4))
+        pairs = []
+        for _ in range(3):
+            one, other = connected(client, listener)
+            pairs.append((stack.enter_context(one), stack.enter_context(other)))
+        assert (opened.counts().sockets, opened.counts().no_room) == (3, 3)
+        assert opened.sockets() == 3
+        assert [exchanged(opened, pair).messages > 0 for pair in pairs] == [True, False, False]
+        for end in pairs[0]:
+            end.close()
+        one, other = connected(client, listener)
+        with one, other:
+            assert mostly_direct(exchanged(opened, (one, other)))
+
+
+def test_a_kernel_without_types(config: SockmapConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "run", lambda *_: PASSED)
+    monkeypatch.setattr(sockmap_programs, "Btf", lambda: Btf(Path("/no/such/vmlinux")))
+    with pytest.raises(BpfError, match="CONFIG_DEBUG_INFO_BTF"):
+        Sockmap.open(config)
+    assert sockmap.folders(config.root) == []
+
+
+BARE_ACKS = """
+#include "common.h"
+
+int drop(struct __sk_buff *skb)
+{
+	u8 protocol = 0, flags = 0, words = 0;
+	u16 length = 0;
+
+	bpf_skb_load_bytes(skb, 14 + 2, &length, 2);
+	bpf_skb_load_bytes(skb, 14 + 9, &protocol, 1);
+	bpf_skb_load_bytes(skb, 14 + 20 + 12, &words, 1);
+	bpf_skb_load_bytes(skb, 14 + 20 + 13, &flags, 1);
+	return protocol == 6 && flags == 0x10 && bpf_ntohs(length) == 20 + words / 16 * 4 ? 2 : 0;
+}
+"""
+
+
+def test_handshakes_that_lose_their_last_ack(
+    accelerated: Sockmap, lab: Lab, cache: Path, tmp_path: Path
+) -> None:
+    """Bare ACKs to the server are dropped; the client's first bytes make the connection there."""
+    client, server = lab["client"], lab["server"]
+    accelerated.join(addresses(client, server))
+    source = tmp_path / "drop.c"
+    source.write_text(BARE_ACKS)
+    fd = compiler.load(compiler.compile_source(source, cache), "drop", {})
+    link = lab.node.ifindex(server.interface)
+    tc.attach(link, tc.Hook.EGRESS, fd, "drop", str(lab.node.path))
+    os.close(fd)
+    with listening(server, server.ipv4) as listener:
+        for n in range(20):
+            with client.entered():
+                one = socket.socket()
+            one.setblocking(False)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.connect_ex((server.ipv4, PORT))
+            ready([], [one])
+            assert select.select([listener], [], [], 0.01)[0] == []
+            one.send(b"00000;")
+            ready([listener], [])
+            other, _ = listener.accept()
+            other.setblocking(False)
+            with one, other:
+                wanted = b"".join(b"%05d;" % word for word in range(1, 30))
+                for at in range(0, len(wanted), 6):
+                    one.send(wanted[at : at + 6])
+                got = b""
+                while len(got) < len(wanted) + 6:
+                    ready([other], [])
+                    got += other.recv(1000)
+                assert got == b"00000;" + wanted, n
 
 
 def test_a_second_loader_takes_over(accelerated: Sockmap, config: SockmapConfig, lab: Lab) -> None:
