@@ -50,8 +50,11 @@ OnAddresses = Callable[[int, Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
+    """missing: addresses that are not there. failed: why it could not be looked at last."""
+
     attachment: Attachment
     missing: tuple[str, ...] = ()
+    failed: str = ""
 
 
 class LinkWatcher:
@@ -149,8 +152,11 @@ class LinkWatcher:
             if self._replace(number, before, None):
                 _call(self._on_gone, number, str(gone))
             return
-        except LinkError as error:
-            log.error("endpoint %d: %s", number, error)
+        except Exception as error:
+            # Whatever it is, the others are watched on, and this one is tried again.
+            if str(error) != before.failed:
+                log.exception("endpoint %d: its link cannot be looked at", number)
+            self._replace(number, before, replace(before, failed=str(error)))
             with self._lock:
                 self._look_at.add(number)
             return
@@ -210,11 +216,15 @@ def _events(netlink: socket.socket) -> Iterator[Callable[[Attachment], bool]]:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            yield lambda _: True
+            yield _anybody
             continue
         nsid = _nsid(ancillary)
-        for message in marshal.parse(data):
-            yield _about(message, nsid)
+        try:
+            concerned = [_about(message, nsid) for message in marshal.parse(data)]
+        except Exception:
+            log.exception("what the kernel says of interfaces is not understood")
+            concerned = [_anybody]
+        yield from concerned
 
 
 def _nsid(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
@@ -223,6 +233,10 @@ def _nsid(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
         if (level, kind) == (_SOL_NETLINK, _LISTEN_ALL_NSID):
             return int(struct.unpack("i", data)[0])
     return None
+
+
+def _anybody(attachment: Attachment) -> bool:
+    return True
 
 
 def _about(message: Any, nsid: int | None) -> Callable[[Attachment], bool]:

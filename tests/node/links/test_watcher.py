@@ -13,7 +13,7 @@ import pytest
 
 from demos.namespaces import Lab
 from node.links import watcher
-from node.links.discovery import discover
+from node.links.discovery import Attachment, discover, refresh
 from node.links.watcher import LinkWatcher
 from tests.conftest import MakeLab
 
@@ -137,6 +137,37 @@ def test_a_callback_that_fails_ends_nothing(
         lab.node.ip("link del lxc2")
         assert calls.get(timeout=10) == 2
     assert caplog.text.count("is not taken up") == 2
+
+
+def test_what_cannot_be_looked_at_is_tried_again(
+    make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([RuntimeError("out of order")] * 3)
+
+    def sometimes(attachment: Attachment) -> Attachment:
+        for failure in failures:
+            raise failure
+        return refresh(attachment)
+
+    monkeypatch.setattr(watcher, "refresh", sometimes)
+    monkeypatch.setattr(watcher, "RETRY", 0.05)
+    lab = make_lab("client")
+    with watching(lab) as heard:
+        lab.node.ip("link del lxc1")
+        assert heard.next()[:2] == ("gone", 1)
+        assert heard.watcher.working
+    assert caplog.text.count("its link cannot be looked at") == 1
+
+
+def test_events_that_make_no_sense_are_looked_into(
+    make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watcher, "_about", lambda message, nsid: message["nothing of ours"])
+    lab = make_lab("client")
+    with watching(lab) as heard:
+        lab.node.ip("link del lxc1")
+        assert heard.next()[:2] == ("gone", 1)
+    assert "is not understood" in caplog.text
 
 
 def test_events_that_are_lost_do_no_harm(
