@@ -11,6 +11,8 @@ library in a C host. Write a parser's dialogues against it once::
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,6 +64,27 @@ def text_log(host: AnyHost) -> list[tuple[str, dict[str, str]]]:
 
 def _text(value: object) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+_SYSCTLS = ("ipv4/ip_forward", "ipv4/ip_early_demux", "ipv6/conf/all/forwarding")
+
+
+def _machine() -> dict[str, object]:
+    """What an agent changes of the namespace that it is started in."""
+    rules = subprocess.run(["ip", "rule"], capture_output=True, text=True, check=False).stdout
+    values = {name: Path("/proc/sys/net", name).read_text() for name in _SYSCTLS}
+    return {**values, "rules": rules, "pins": Path("/sys/fs/bpf/proxylib").exists()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine_as_it_was() -> Iterator[None]:
+    """Tests leave the machine's own network namespace alone: they have labs."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        yield
+        return
+    before = _machine()
+    yield
+    assert _machine() == before, "a test has changed the machine's own network namespace"
 
 
 @pytest.fixture(scope="session")
