@@ -72,7 +72,8 @@ _SYSCTLS = ("ipv4/ip_forward", "ipv4/ip_early_demux", "ipv6/conf/all/forwarding"
 def _machine() -> dict[str, object]:
     """What an agent changes of the namespace that it is started in."""
     rules = subprocess.run(["ip", "rule"], capture_output=True, text=True, check=False).stdout
-    values = {name: Path("/proc/sys/net", name).read_text() for name in _SYSCTLS}
+    paths = [path for name in _SYSCTLS if (path := Path("/proc/sys/net", name)).exists()]
+    values = {str(path): path.read_text() for path in paths}
     return {**values, "rules": rules, "pins": Path("/sys/fs/bpf/proxylib").exists()}
 
 
