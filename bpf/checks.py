@@ -99,7 +99,11 @@ def _rights() -> Check:
 def _map_types() -> Check:
     lacking = []
     for kind in sorted({spec.type for spec in MAPS.values()}):
-        sizes = {MapType.RINGBUF: (0, 0, 1 << 16), MapType.ARRAY: (4, 8, 1)}.get(kind, (8, 8, 1))
+        sizes = {
+            MapType.RINGBUF: (0, 0, 1 << 16),
+            MapType.ARRAY: (4, 8, 1),
+            MapType.PERCPU_ARRAY: (4, 8, 1),
+        }.get(kind, (8, 8, 1))
         try:
             flags = 1 if kind is MapType.LPM_TRIE else 0
             os.close(syscall.create_map(kind, *sizes, flags, "check"))

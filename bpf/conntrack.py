@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from bpf.ipcache import address_text
-from bpf.schema import CONNTRACK_KEY, CONNTRACK_VALUE, ConntrackFlags
+from bpf.schema import CONNTRACK_KEY, CONNTRACK_VALUE, U32, ConntrackFlags
 from bpf.syscall import Map
 
 _WORDS = CONNTRACK_VALUE.size // 8
@@ -98,3 +98,5 @@ def forget(maps: Mapping[str, Map], endpoint: int) -> None:
                 if keys.startswith(raw, at)
             ]
         )
+    if endpoint < maps["traffic"].info.max_entries:
+        maps["traffic"].set(U32.pack(endpoint), bytes(maps["traffic"].value_size))

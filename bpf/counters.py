@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bpf.schema import COUNTER_KEY, COUNTER_VALUE
+from bpf.schema import COUNTER_KEY, COUNTER_VALUE, FORWARDED, TRAFFIC, U32, Layout
 from bpf.syscall import Map
 
 
@@ -23,11 +23,24 @@ class PacketCounter:
     bytes: int
 
 
-def read_counters(table: Map) -> Iterator[PacketCounter]:
+def read_counters(opened: Mapping[str, Map]) -> Iterator[PacketCounter]:
     """The counters, summed over CPUs."""
-    for key, value in table.items():
+    for key, value in opened["counters"].items():
         endpoint, direction, reason, _ = COUNTER_KEY.unpack(key)
-        size = COUNTER_VALUE.size
-        cpus = [COUNTER_VALUE.unpack(value[at : at + size]) for at in range(0, len(value), size)]
-        packets, length = (sum(told) for told in zip(*cpus, strict=True))
+        packets, length = _sums(COUNTER_VALUE, value)
         yield PacketCounter(endpoint, bool(direction), reason, packets, length)
+    for key, _ in opened["endpoints"].items():
+        (endpoint,) = U32.unpack(key)
+        value = opened["traffic"].get(key) or bytes(TRAFFIC.size)
+        sent, sent_bytes, received, received_bytes = _sums(TRAFFIC, value)
+        if sent:
+            yield PacketCounter(endpoint, False, FORWARDED, sent, sent_bytes)
+        if received:
+            yield PacketCounter(endpoint, True, FORWARDED, received, received_bytes)
+
+
+def _sums(layout: Layout, value: bytes) -> list[int]:
+    """Of each field of a per-CPU value."""
+    size = layout.size
+    cpus = [layout.unpack(value[at : at + size]) for at in range(0, len(value), size)]
+    return [sum(told) for told in zip(*cpus, strict=True)]

@@ -326,7 +326,7 @@ class Datapath:
         return [one for one in self._counted() if one.reason != schema.EVENTS_LOST]
 
     def _counted(self) -> Iterator[PacketCounter]:
-        return read_counters(self._maps["counters"])
+        return read_counters(self._maps)
 
     def conntrack(self) -> list[conntrack.Connection]:
         """The connections of all endpoints."""

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from bpf import schema, syscall
 from bpf.errors import BpfError
-from bpf.schema import MapSpec
+from bpf.schema import MapSpec, MapType
 from bpf.syscall import Map
+
+CAN_BE_FULL = (MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LPM_TRIE)
 
 
 class PinMismatch(BpfError):
@@ -136,5 +138,5 @@ def pressure(opened: Mapping[str, Map], known: Mapping[str, int]) -> dict[str, f
     return {
         name: (known[name] if name in known else found.count()) / found.info.max_entries
         for name, found in opened.items()
-        if schema.MAPS[name].type not in (schema.MapType.ARRAY, schema.MapType.RINGBUF)
+        if schema.MAPS[name].type in CAN_BE_FULL
     }

@@ -145,6 +145,9 @@ FRAGMENT_VALUE = Layout(
 )
 COUNTER_KEY = Layout("counter_key", "u32 endpoint", "u8 direction", "u8 reason", "u16 pad")
 COUNTER_VALUE = Layout("counter_value", "u64 packets", "u64 bytes")
+TRAFFIC = Layout(
+    "traffic_value", "u64 tx_packets", "u64 tx_bytes", "u64 rx_packets", "u64 rx_bytes"
+)
 EVENT = Layout(
     "event",
     "u64 time",
@@ -182,6 +185,7 @@ LAYOUTS = (
     FRAGMENT_VALUE,
     COUNTER_KEY,
     COUNTER_VALUE,
+    TRAFFIC,
     EVENT,
 )
 """The structures that `programs/common.h` has too."""
@@ -209,6 +213,7 @@ MAPS: Mapping[str, MapSpec] = {
     "fragments": MapSpec(MapType.LRU_HASH, FRAGMENT_KEY, FRAGMENT_VALUE, 8_192),
     "counters": MapSpec(MapType.PERCPU_HASH, COUNTER_KEY, COUNTER_VALUE, 65_536, NO_PREALLOC),
     "events": MapSpec(MapType.RINGBUF, NOTHING, NOTHING, 1 << 20),
+    "traffic": MapSpec(MapType.PERCPU_ARRAY, U32, TRAFFIC, 16_384),
 }
 
 MAP_NUMBERS: Mapping[int, str] = {0x1000 + n: name for n, name in enumerate(MAPS)}

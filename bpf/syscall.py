@@ -200,7 +200,7 @@ class Map:
         self.info = map_info(fd)
         percpu = self.info.type in (5, 6, 10, 21)
         cpus = possible_cpus() if percpu else 1
-        self._value_size = (
+        self.value_size = (
             -(-self.info.value_size // 8) * 8 * cpus if percpu else (self.info.value_size)
         )
 
@@ -212,7 +212,7 @@ class Map:
 
     def _element(self, command: int, key: bytes, value: bytes | None, flags: int = 0) -> bytes:
         where = ctypes.create_string_buffer(key, len(key))
-        room = ctypes.create_string_buffer(value or b"", self._value_size)
+        room = ctypes.create_string_buffer(value or b"", self.value_size)
         pointer = 0 if command == MAP_DELETE else _address(room)
         bpf(command, struct.pack("=IIQQQ", self.fd, 0, _address(where), pointer, flags))
         return room.raw
@@ -253,7 +253,7 @@ class Map:
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """Every element, read by batches."""
-        size, value_size = self.info.key_size, self._value_size
+        size, value_size = self.info.key_size, self.value_size
         return [
             (keys[n * size : (n + 1) * size], values[n * value_size : (n + 1) * value_size])
             for count, keys, values in self.batches()
@@ -269,7 +269,7 @@ class Map:
 
         What follows the last one of a part means nothing.
         """
-        key_size, value_size = self.info.key_size, self._value_size
+        key_size, value_size = self.info.key_size, self.value_size
         position = ctypes.create_string_buffer(max(key_size, 8))
         first, room = True, BATCH
         while True:

@@ -150,6 +150,15 @@ struct counter_value {
 	u64 bytes; /* with Ethernet headers */
 };
 
+/* What passed without the proxy, by the endpoint's number: the counter of most packets, in an
+ * array, which is the fastest to find. Numbers beyond its size are in `counters`, too. */
+struct traffic_value {
+	u64 tx_packets;
+	u64 tx_bytes;
+	u64 rx_packets; /* rx: to the endpoint */
+	u64 rx_bytes;
+};
+
 enum event_type { EVENT_DROP = 1, EVENT_TRACE = 2, EVENT_POLICY_VERDICT = 3 };
 enum event_flags { EVENT_IPV6 = 1, EVENT_REPLY = 2, EVENT_AUDIT = 4, EVENT_PROXIED = 8 };
 enum trace_point { TRACE_NEW = 1, TRACE_REPLY = 2, TRACE_CLOSED = 3, TRACE_ESTABLISHED = 4 };
@@ -223,6 +232,7 @@ enum map {
 	MAP_FRAGMENTS,
 	MAP_COUNTERS,
 	MAP_EVENTS,
+	MAP_TRAFFIC,
 };
 
 #endif

@@ -357,9 +357,11 @@ static __always_inline int run(struct __sk_buff *skb, u8 direction)
 	/* It was counted when it was sent back here. */
 	if (unlikely(arrived && reason == REASON_TO_PROXY))
 		return TC_ACT_OK;
-	count(endpoint, direction, reason, skb->len);
-	if (likely(reason == REASON_FORWARDED))
+	if (likely(reason == REASON_FORWARDED)) {
+		count_forwarded(endpoint, direction, skb->len);
 		return TC_ACT_OK;
+	}
+	count(endpoint, direction, reason, skb->len);
 	if (reason == REASON_TO_PROXY)
 		return direction == INGRESS_HOOK ? TC_ACT_OK :
 						   bpf_redirect(skb->ifindex, BPF_F_INGRESS);

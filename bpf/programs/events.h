@@ -16,7 +16,7 @@ static __always_inline void count(u32 endpoint, u8 direction, u8 reason, u32 byt
 	};
 	struct counter_value *value = counter_lookup(&key);
 
-	if (likely(value)) {
+	if (value) {
 		/* Each processor has its own: nobody else is writing. */
 		value->packets++;
 		value->bytes += bytes;
@@ -24,6 +24,21 @@ static __always_inline void count(u32 endpoint, u8 direction, u8 reason, u32 byt
 		struct counter_value first = { .packets = 1, .bytes = bytes };
 
 		counter_update(&key, &first);
+	}
+}
+
+static __always_inline void count_forwarded(u32 endpoint, u8 direction, u32 bytes)
+{
+	struct traffic_value *traffic = traffic_lookup(&endpoint);
+
+	if (unlikely(!traffic)) {
+		count(endpoint, direction, REASON_FORWARDED, bytes);
+	} else if (direction == EGRESS) {
+		traffic->tx_packets++;
+		traffic->tx_bytes += bytes;
+	} else {
+		traffic->rx_packets++;
+		traffic->rx_bytes += bytes;
 	}
 }
 

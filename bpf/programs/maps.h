@@ -24,6 +24,7 @@ LOOKUP(ipcache_lookup, MAP_IPCACHE, struct ipcache_key, u32)
 LOOKUP(policy_lookup, MAP_POLICY, struct policy_key, struct policy_value)
 LOOKUP(conntrack_lookup, MAP_CONNTRACK, struct conntrack_key, struct conntrack_value)
 LOOKUP(fragment_lookup, MAP_FRAGMENTS, struct fragment_key, struct fragment_value)
+LOOKUP(traffic_lookup, MAP_TRAFFIC, u32, struct traffic_value)
 LOOKUP(counter_lookup, MAP_COUNTERS, struct counter_key, struct counter_value)
 
 #define UPDATE(name, number, key_type, value_type)                                            \

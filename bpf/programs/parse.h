@@ -63,21 +63,30 @@ struct packet {
 	u8 fragment;
 };
 
-/* Copies words of a frame; half a word may be the last. Returns a negative number if the frame
- * has not as many bytes. */
+/* Copies words of a frame; half a word may be the last. offset: a constant. Returns a negative
+ * number if the frame has not as many bytes. */
 static __always_inline int load(struct __sk_buff *skb, u32 offset, void *to, u32 size)
 {
-	void *at = (void *)(long)skb->data + (offset & 0xff);
+	void *at = (void *)(long)skb->data + offset;
 
-	/* The verifier follows a pointer that is computed once. */
-	asm volatile("" : "+r"(at));
-	if (unlikely(offset > 0xff || at + size > (void *)(long)skb->data_end))
+	/* Mostly headers lie in one piece, and the helper's call can be saved. */
+	if (unlikely(at + size > (void *)(long)skb->data_end))
 		return bpf_skb_load_bytes(skb, offset, to, size);
 	for (u32 i = 0; i < size / 4; i++)
 		((u32 *)to)[i] = ((u32 *)at)[i];
 	if (size & 2)
 		((u16 *)to)[size / 2 - 1] = ((u16 *)at)[size / 2 - 1];
 	return 0;
+}
+
+/* The same for the header behind IP's. */
+static __always_inline int load_l4(struct __sk_buff *skb, u32 offset, void *to, u32 size)
+{
+	if (likely(offset == ETH_HLEN + sizeof(struct iphdr)))
+		return load(skb, ETH_HLEN + sizeof(struct iphdr), to, size);
+	if (likely(offset == ETH_HLEN + sizeof(struct ipv6hdr)))
+		return load(skb, ETH_HLEN + sizeof(struct ipv6hdr), to, size);
+	return bpf_skb_load_bytes(skb, offset, to, size);
 }
 
 static __always_inline void ipv4_address(struct addr *address, be32 ipv4)
@@ -128,7 +137,7 @@ static __always_inline int parse_ipv4_options(struct __sk_buff *skb, u32 words)
 		asm volatile("" : "+r"(i));
 		if (i >= words)
 			return 0;
-		if (load(skb, offset + i * sizeof(bytes), bytes, sizeof(bytes)) < 0)
+		if (bpf_skb_load_bytes(skb, offset + i * sizeof(bytes), bytes, sizeof(bytes)) < 0)
 			return REASON_INVALID;
 		for (int n = 0; n < sizeof(bytes); n++)
 			if (bytes[n] == IPV4_LSRR || bytes[n] == IPV4_SSRR)
@@ -191,7 +200,7 @@ static __always_inline int parse_ipv6_extensions(struct __sk_buff *skb, struct p
 		}
 		if (next == IPPROTO_HOPOPTS && i)
 			return REASON_INVALID_EXTENSION_HEADER;
-		if (load(skb, offset, &header, sizeof(header)) < 0)
+		if (bpf_skb_load_bytes(skb, offset, &header, sizeof(header)) < 0)
 			return REASON_INVALID_EXTENSION_HEADER;
 		size = (header.length + 1) * 8;
 		if (next == IPPROTO_AH)
@@ -257,14 +266,14 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *pac
 	if (packet->l4_length < least)
 		return REASON_CT_INVALID_HEADER;
 	if (packet->protocol == IPPROTO_TCP) {
-		if (load(skb, packet->l4, &l4, sizeof(l4)) < 0)
+		if (load_l4(skb, packet->l4, &l4, sizeof(l4)) < 0)
 			return REASON_CT_INVALID_HEADER;
 		least = (l4.offset >> 4) * 4;
 		packet->tcp_flags = l4.flags;
 		if (least < 20 || least > packet->l4_length)
 			return REASON_CT_INVALID_HEADER;
 	} else {
-		if (load(skb, packet->l4, &l4, 8) < 0)
+		if (load_l4(skb, packet->l4, &l4, 8) < 0)
 			return REASON_CT_INVALID_HEADER;
 		least = bpf_ntohs(l4.length);
 		if (packet->protocol == IPPROTO_UDP && packet->fragment == WHOLE &&
@@ -281,7 +290,7 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *pack
 	struct { u8 type; u8 code; be16 sum; be16 id; be16 sequence; } icmp;
 
 	if (packet->l4_length < sizeof(icmp) ||
-	    load(skb, packet->l4, &icmp, sizeof(icmp)) < 0)
+	    bpf_skb_load_bytes(skb, packet->l4, &icmp, sizeof(icmp)) < 0)
 		return REASON_CT_INVALID_HEADER;
 	packet->icmp_type = icmp.type;
 	if (asks_for_echo(packet))

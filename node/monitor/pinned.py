@@ -124,9 +124,9 @@ def ipcache(opened: Maps) -> Rows:
 
 def counters(opened: Maps, wanted: Collection[int] = ()) -> Rows:
     """What was forwarded and dropped, by endpoint, direction and reason."""
-    if "counters" not in opened:
+    if not {"counters", "endpoints", "traffic"} <= opened.keys():
         return
-    found = read_counters(opened["counters"])
+    found = read_counters(opened)
     for one in sorted(found, key=lambda one: (one.endpoint, one.ingress, one.reason)):
         if not wanted or one.endpoint in wanted:
             yield {

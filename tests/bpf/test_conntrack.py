@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import conntrack, maps, syscall
+from bpf import conntrack, maps, schema, syscall
 from bpf.ipcache import address_bytes
 from bpf.schema import (
     CONNTRACK_KEY,
@@ -76,7 +76,12 @@ def test_an_endpoint_is_forgotten(bpffs: Path) -> None:
     counter = COUNTER_VALUE.pack(1, 1) * syscall.possible_cpus()
     for endpoint in (1, 257, 65537):
         opened["counters"].set(COUNTER_KEY.pack(endpoint, 1, 0, 0), counter)
+    traffic = schema.TRAFFIC.pack(1, 2, 3, 4) * syscall.possible_cpus()
+    for endpoint in (1, 257):
+        opened["traffic"].set(schema.U32.pack(endpoint), traffic)
     conntrack.forget(opened, 1)
+    assert opened["traffic"].get(schema.U32.pack(1)) == bytes(len(traffic))
+    assert opened["traffic"].get(schema.U32.pack(257)) == traffic
     assert {one.endpoint for one in conntrack.connections(opened["conntrack"], NOW)} == {257}
     assert opened["conntrack"].count() == 50
     left = {COUNTER_KEY.unpack(key)[0] for key, _ in opened["counters"].items()}

@@ -46,6 +46,7 @@ SIZES = {
     "links": 1_024,
     "endpoints": 1_024,
     "events": 1 << 18,
+    "traffic": 1_024,
 }
 """Small: memory of the kernel's is taken at once for some."""
 
@@ -243,7 +244,8 @@ class Plane:
         for name in ("conntrack", "counters", "fragments"):
             self.maps[name].delete_many(key for key, _ in self.maps[name].items())
         self.config(schema.Config.FLAGS, 0)
-        for name in self.numbers:
+        for name, number in self.numbers.items():
+            self.maps["traffic"].set(schema.U32.pack(number), b"")
             self.policy(name, *OPEN)
         self.events()
 
@@ -256,7 +258,12 @@ class Plane:
             packets = sum(n for n, _ in struct.iter_unpack("=QQ", raw))
             name = names.get(number, "")
             found[name, Direction(direction), NAMES.get(reason, str(reason))] = packets
-        return found
+        for number, name in names.items():
+            raw = self.maps["traffic"].get(schema.U32.pack(number)) or b""
+            for sent, _, received, _ in struct.iter_unpack("=QQQQ", raw):
+                found[name, EGRESS, "FORWARDED"] += sent
+                found[name, INGRESS, "FORWARDED"] += received
+        return +found
 
     def drops(self) -> Counter[str]:
         """Dropped packets by reason."""
