@@ -20,6 +20,9 @@ from bpf.errors import BpfError
 SECONDS = 60.0
 """A self-test that takes longer hangs, which is a result, too."""
 
+PREFIX = "proxylib-selftest-"
+"""Of the cgroups' names."""
+
 WORKER = "bpf.selftest_worker"
 
 
@@ -51,18 +54,25 @@ class SelfTest:
 
 def run(cache: Path, cgroup_root: Path) -> SelfTest:
     """Test this kernel. Whatever goes wrong is a check that has failed."""
-    cgroup = cgroup_root / f"proxylib-selftest-{os.getpid()}"
+    sweep(cgroup_root)
+    cgroup = cgroup_root / f"{PREFIX}{os.getpid()}"
     try:
         cgroup.mkdir()
-    except FileExistsError:
-        pass  # an earlier process had our number
     except OSError as error:
         return _failed(f"The self-test cannot make a cgroup in {cgroup_root}: {error.strerror}.")
     try:
         return _run(cache, cgroup)
     finally:
-        with suppress(OSError):
-            cgroup.rmdir()
+        sweep(cgroup_root)
+
+
+def sweep(cgroup_root: Path) -> None:
+    """Remove our cgroup, and those of processes that were killed in their self-test."""
+    for path in cgroup_root.glob(f"{PREFIX}*"):
+        pid = path.name.removeprefix(PREFIX)
+        if pid == str(os.getpid()) or not Path("/proc", pid).exists():
+            with suppress(OSError):  # its last process has not quite ended
+                path.rmdir()
 
 
 def _run(cache: Path, cgroup: Path) -> SelfTest:

@@ -55,12 +55,19 @@ def worker(source: Path, cache: Path, cgroup: Path) -> SelfTest:
 
 
 def test_this_kernel_keeps_its_promises(cache: Path, privileged: None) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        left_over = sockmap.cgroup_root() / f"{selftest.PREFIX}{gone.pid}"
+    left_over.mkdir()
+    another = sockmap.cgroup_root() / f"{selftest.PREFIX}{os.getppid()}"
+    another.mkdir()
     found = selftest.run(cache, sockmap.cgroup_root())
+    assert not left_over.exists()
+    another.rmdir()
     assert found.ok, found.refusal
     assert [check.name for check in found.checks if not check.ok and check.required] == []
     assert len(found.checks) == 7
     assert all(check.sentence.endswith(".") for check in found.checks)
-    assert not list(sockmap.cgroup_root().glob("proxylib-selftest-*"))
+    assert not (sockmap.cgroup_root() / f"{selftest.PREFIX}{os.getpid()}").exists()
 
 
 @pytest.mark.parametrize("name", BROKEN)
