@@ -337,10 +337,7 @@ class NodeDatapath:
                 self._let_go(number)
                 self._detach(datapath, number)
                 return
-            link = self._link(number)
-            if self._links.get(number) != link:
-                datapath.attach(link)
-                self._links[number] = link
+            self._place(datapath, number)
             if self._unidentified and any(e.identity != ANY_IDENTITY for e in policy.entries):
                 raise BpfError(self._unidentified)
             before = self._policies.get(number)
@@ -350,6 +347,16 @@ class NodeDatapath:
             self._ready(number, policy)
         except BpfError as error:
             self._fail(datapath, number, str(error))
+
+    def _place(self, datapath: Datapath, number: int) -> None:
+        """Have an endpoint's programs where its link is, as what it is."""
+        link, before = self._link(number), self._links.get(number)
+        if before is not None and (before.ifindex, before.netns) == (link.ifindex, link.netns):
+            if before != link:
+                datapath.update(link)
+        else:
+            datapath.attach(link)
+        self._links[number] = link
 
     def _detach(self, datapath: Datapath, number: int) -> None:
         self._policies.pop(number, None)

@@ -43,6 +43,7 @@ class Proxies:
         self._on_event = on_event or _log
         self._lock = threading.Lock()
         self._proxies: dict[int, Proxy] = {}
+        self._ending: list[threading.Thread] = []
         self._wanted: set[int] = set()
         self._problems: dict[int, str] = {}
 
@@ -115,6 +116,8 @@ class Proxies:
             for proxy in self._proxies.values():
                 proxy.close()
             self._proxies.clear()
+        for thread in self._ending:
+            thread.join()
 
     def _open(self, number: int, endpoint: NodeEndpoint | None) -> Proxy | None:
         config = self._config
@@ -151,7 +154,10 @@ class Proxies:
         self._problems.pop(number, None)
         proxy = self._proxies.pop(number, None)
         if proxy is not None:
-            proxy.stop()
+            # It takes its time to end, and nobody has to wait for that.
+            thread = threading.Thread(target=proxy.stop, name=f"end-envoy-{number}", daemon=True)
+            self._ending = [thread, *(t for t in self._ending if t.is_alive())]
+            thread.start()
         else:
             end(self._config.state_dir, self._config.run_dir, number)
 

@@ -91,12 +91,12 @@ def test_from_no_policy_to_l4_to_l7(lab: Lab, agent: Agent, family: str) -> None
     assert envoys(agent) == running
     assert bool(running) is (family == "ipv6")
     put(agent, ingress("READ"))
-    assert len(envoys(agent)) == 1
+    eventually(lambda: len(envoys(agent)) == 1)
     # The server sees the client's own address.
     assert ask(client, server, b"READ x") == who + b"READ x"
     assert ask(client, server, b"HALT") == b"ERROR"
     assert ask(other, server, b"READ x", timeout=0.5) == b""
-    assert agent.get("/endpoint/1")["state"] == "ready"
+    eventually(lambda: agent.get("/endpoint/2")["state"] == "ready")
 
 
 def test_egress_and_both_in_one_pass(lab: Lab, agent: Agent) -> None:

@@ -44,12 +44,12 @@ def test_a_sidecar_judges_as_the_node_does(make_lab: MakeLab, family: str) -> No
         assert pids(agent) == {}
         # At the server's side, at the client's, and at both.
         put(agent, ingress("READ"))
-        assert list(pids(agent)) == [2]
+        eventually(lambda: list(pids(agent)) == [2])
         assert ask(lab["client"], server, b"READ x") == who + b"READ x"
         assert ask(lab["client"], server, b"HALT") == b"ERROR"
         assert ask(lab["other"], server, b"READ x", timeout=0.5) == b""
         put(agent, egress("READ", "RESET"))
-        assert sorted(pids(agent)) == [1, 2]
+        eventually(lambda: sorted(pids(agent)) == [1, 2])
         assert ask(lab["client"], server, b"READ x") == who + b"READ x"
         assert ask(lab["client"], server, b"RESET") == b"ERROR"
         agent.http.delete("/policy/in")
@@ -71,7 +71,7 @@ def test_a_node_s_client_and_a_sidecar_s_server(make_lab: MakeLab) -> None:
         add(agent, lab["server"], "app=server", mode="sidecar")
         put(agent, ingress("READ", "HALT") + "---" + egress("READ", "RESET"))
         server = lab["server"].ipv4
-        assert sorted(pids(agent)) == [0, 2]
+        eventually(lambda: sorted(pids(agent)) == [0, 2])
         assert ask(lab["client"], server, b"READ x") == CLIENT + b"READ x"
         assert ask(lab["client"], server, b"HALT") == b"ERROR"
         assert ask(lab["client"], server, b"RESET") == b"ERROR"
@@ -82,6 +82,7 @@ def test_a_sidecar_whose_namespace_is_gone(make_lab: MakeLab) -> None:
     with agent_in(lab) as agent:
         add(agent, lab["server"], "app=server", mode="sidecar")
         put(agent, ingress("READ"))
+        eventually(lambda: pids(agent))
         (pid,) = pids(agent).values()
         lab.node.ip("link del lxc2")
         eventually(lambda: not alive(pid))
