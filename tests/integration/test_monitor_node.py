@@ -140,6 +140,20 @@ def test_what_goes_past_the_stack_is_counted() -> None:
         assert status(agent)["Sockmap"].startswith("Ok   2 endpoints take part, self-test: ")
 
 
+def test_every_packet_is_told_and_counted_if_asked_for() -> None:
+    with node("--monitor-aggregation", "none", "--bpf-conntrack-accounting", "true") as agent:
+        with agent.monitor("trace") as monitor:
+            assert code(agent) == "200"
+            ended = monitor.next(lambda entry: entry["state"] == "closed")
+            assert ended is not None
+        (row,) = json.loads(agent.proxylib("bpf", "ct", "list", 2, "--json"))
+        told = [entry for entry in monitor.entries if entry.get("endpoint") == 2]
+        assert {"new", "established", "reply"} <= {entry["state"] for entry in told}
+        assert len(told) <= row["rx_packets"] + row["tx_packets"]
+        assert row["tx_bytes"] > 100
+        assert f"TxPackets={row['tx_packets']} " in agent.proxylib("bpf", "ct", "list", 2)
+
+
 def test_a_full_map_is_told() -> None:
     cidrs = ", ".join(f"198.{n >> 8}.{n & 255}.0/24" for n in range(1100))
     with node("--bpf-ipcache-max", "1024") as agent:
