@@ -18,7 +18,7 @@ from node.agent.endpoints import MAX_ENDPOINT_ID
 from node.agent.node import Node
 from node.api.context import node_of
 from node.api.problems import responses
-from node.monitor.hub import Filter, Hub, encode
+from node.monitor.hub import Filter, Hub, Subscription, encode
 
 router = APIRouter(tags=["status"])
 
@@ -66,46 +66,51 @@ async def monitor(
     The first line comes at once. Whoever reads too slowly loses entries, and is told how many.
     """
     wanted = Filter(frozenset(types), frozenset(related), frozenset(source), frozenset(destination))
-    return _Stream(node.monitor.hub, node.config.node_name, wanted, timeout)
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+
+    def wake() -> None:
+        # The loop may have ended while somebody was publishing.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(ready.set)
+
+    hub = node.monitor.hub
+    # In a thread: the data path may be in the middle of a change.
+    subscription = await run_in_threadpool(hub.subscribe, wanted, wake)
+    deadline = None if timeout is None else loop.time() + timeout
+    return _Stream(hub, subscription, _lines(node.config.node_name, subscription, ready, deadline))
 
 
 class _Stream(StreamingResponse):
     """A subscription that ends with its response, however that ends."""
 
-    def __init__(self, hub: Hub, name: str, wanted: Filter, timeout: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-
-        def wake() -> None:
-            # The loop may have ended while somebody was publishing.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(ready.set)
-
-        self._hub = hub
-        self._subscription = hub.subscribe(wanted, wake)
-        deadline = None if timeout is None else loop.time() + timeout
-        super().__init__(self._lines(name, ready, deadline), media_type=MEDIA_TYPE)
+    def __init__(self, hub: Hub, subscription: Subscription, lines: AsyncIterator[bytes]) -> None:
+        super().__init__(lines, media_type=MEDIA_TYPE)
+        self._hub, self._subscription = hub, subscription
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._hub.unsubscribe(self._subscription)
+            # Not waited for: this may be a cancelled task.
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(None, self._hub.unsubscribe, self._subscription)
 
-    async def _lines(
-        self, name: str, ready: asyncio.Event, deadline: float | None
-    ) -> AsyncIterator[bytes]:
-        yield encode({"type": "start", "node": name})
-        ended, reason = False, "the agent ends"
-        while not ended:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await ready.wait()
-            except TimeoutError:
-                ended, reason = True, "the time is up"
-            ready.clear()
-            lines, over = await run_in_threadpool(self._subscription.take)
-            ended = ended or over
-            if lines:
-                yield b"".join(lines)
-        yield encode({"type": "end", "reason": reason})
+
+async def _lines(
+    name: str, subscription: Subscription, ready: asyncio.Event, deadline: float | None
+) -> AsyncIterator[bytes]:
+    yield encode({"type": "start", "node": name})
+    ended, reason = False, "the agent ends"
+    while not ended:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await ready.wait()
+        except TimeoutError:
+            ended, reason = True, "the time is up"
+        ready.clear()
+        lines, over = await run_in_threadpool(subscription.take)
+        ended = ended or over
+        if lines:
+            yield b"".join(lines)
+    yield encode({"type": "end", "reason": reason})
