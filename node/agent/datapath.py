@@ -334,8 +334,8 @@ class NodeDatapath:
         """Make one endpoint as it should be, or closed."""
         try:
             if policy is None:
-                self._let_go(number)
                 self._detach(datapath, number)
+                self._let_go(number)
                 return
             self._place(datapath, number)
             if self._unidentified and any(e.identity != ANY_IDENTITY for e in policy.entries):
