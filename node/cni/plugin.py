@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,11 @@ from node.errors import NodeError, SetupError
 
 SOCKET = "/run/proxylib/proxylib.sock"
 """The agent's socket, where the configuration names none."""
+
+PATIENCE = 10.0
+"""Seconds that CHECK waits for a proxy that starts: it may come right after ADD."""
+
+_PAUSE = 0.2
 
 POD_NAMESPACE = "k8s:io.kubernetes.pod.namespace"
 """The label of a pod's namespace (xds.labels.POD_NAMESPACE, which takes long to import)."""
@@ -102,16 +108,22 @@ def _del(request: Request) -> None:
 
 def _check(request: Request) -> None:
     addresses = request.addresses()
-    endpoints = _ours(_agent(request), request)
-    if not endpoints:
-        raise CniError(Code.UNKNOWN_CONTAINER, f"there is no endpoint {request.attachment}")
-    endpoint = endpoints[0]
+    client = _agent(request)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        endpoints = _ours(client, request)
+        if not endpoints:
+            raise CniError(Code.UNKNOWN_CONTAINER, f"there is no endpoint {request.attachment}")
+        endpoint = endpoints[0]
+        if endpoint["state"] != "waiting-for-proxy" or time.monotonic() > deadline:
+            break
+        time.sleep(_PAUSE)
     number, state = endpoint["id"], endpoint["state"]
+    if state != "ready":
+        raise CniError(Code.REFUSED, f"endpoint {number} is {state}", endpoint.get("reason", ""))
     if not _is(endpoint, request, addresses):
         details = json.dumps({key: endpoint.get(key) for key in ("attachment", "networking")})
         raise CniError(Code.REFUSED, f"endpoint {number} is not where prevResult has it", details)
-    if state != "ready":
-        raise CniError(Code.REFUSED, f"endpoint {number} is {state}", endpoint.get("reason", ""))
 
 
 def _gc(request: Request) -> None:
@@ -179,6 +191,8 @@ def _ours(client: AgentClient, request: Request) -> list[dict[str, Any]]:
 
 def _is(endpoint: Mapping[str, Any], request: Request, addresses: list[str]) -> bool:
     """Whether an endpoint is the container as it is now."""
+    if endpoint["state"] == "disconnected":
+        return False
     attachment = endpoint.get("attachment") or {}
     has = {a for pair in endpoint["networking"]["addressing"] for a in pair.values() if a}
     return (attachment.get("netns"), attachment.get("inner"), has) == (

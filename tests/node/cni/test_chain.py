@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,10 +67,23 @@ class Rig:
         with http_client(self.folder / "proxylib.sock") as http:
             return http.get("/endpoint").json()
 
+    def check_ours(self, container: str, netns: Path) -> None:
+        """CHECK, without the plugins that would see it first. Raises Failed."""
+        alone = Runtime(self.lab.node, {**self.network, "plugins": self.network["plugins"][1:]})
+        alone.results = self.runtime.results
+        alone.check(container, netns)
+
     def until(self, left: int) -> list[Any]:
         """The endpoints, when there are no more than that."""
+        return self._until(lambda found: len(found) <= left)
+
+    def until_all(self, wanted: Callable[[Any], bool]) -> list[Any]:
+        """The endpoints, when each is as wanted."""
+        return self._until(lambda found: all(map(wanted, found)))
+
+    def _until(self, wanted: Callable[[list[Any]], bool]) -> list[Any]:
         deadline = time.monotonic() + 30
-        while len(found := self.endpoints()) > left:
+        while not wanted(found := self.endpoints()):
             assert time.monotonic() < deadline, found
             time.sleep(0.05)
         return list(found)
@@ -200,10 +213,16 @@ def test_check_sees_what_is_wrong(rig: Rig) -> None:
     netns = rig.container("a")
     rig.runtime.add("a1", netns)
     (endpoint,) = rig.endpoints()
+    inside = Namespace("a", netns.name, "", "")
+    ours = endpoint["networking"]["addressing"][0]["ipv4"]
+    inside.ip("addr add 10.22.255.9/16 dev eth0", f"addr del {ours}/16 dev eth0")
+    rig.until_all(lambda e: e["state"] == "not-ready")
+    with pytest.raises(Failed, match=f"eth0 does not have {ours} any more"):
+        rig.check_ours("a1", netns)
     with http_client(rig.folder / "proxylib.sock") as http:
         assert http.delete(f"/endpoint/{endpoint['id']}").status_code == 204
     with pytest.raises(Failed, match="there is no endpoint proxylib:a1:eth0") as failed:
-        rig.runtime.check("a1", netns)
+        rig.check_ours("a1", netns)
     assert failed.value.error["code"] == 3
 
 
