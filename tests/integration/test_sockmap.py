@@ -81,12 +81,12 @@ class Client:
 
 
 @contextmanager
-def node(lab: Lab) -> Iterator[NodeAgent]:
-    """memcached, which was there first, and the agent."""
+def node(lab: Lab, *options: str) -> Iterator[NodeAgent]:
+    """memcached, which was there first, and the agent. options: of both endpoints."""
     address = Address(lab["memcached"].ipv4, PORT)
     with lab["memcached"].entered(), memcached(address), NodeAgent(lab) as agent:
         for endpoint in lab:
-            agent.add(endpoint, f"k8s:app={endpoint.name}", options=["--sockmap"])
+            agent.add(endpoint, f"k8s:app={endpoint.name}", options=["--sockmap", *options])
         agent.proxylib("policy", "import", "--wait", "-", stdin=PUBLIC)
         yield agent
 
@@ -96,6 +96,19 @@ def counted(agent: NodeAgent, way: str = "past") -> float:
     text = agent.proxylib("metrics", "list", "--match", "sockmap", "--json")
     (found,) = (item["value"] for item in json.loads(text) if item["labels"] == {"way": way})
     return float(found)
+
+
+def test_sidecars(make_lab: MakeLab) -> None:
+    lab = make_lab("client", "memcached")
+    with node(lab, "--sidecar") as agent:
+        client = Client(lab)
+        client.store()
+        before = counted(agent)
+        for _ in range(20):
+            assert client.fetch()
+            assert client.ask(b"get secret\r\n", b"\r\n").startswith(b"CLIENT_ERROR")
+        assert counted(agent) - before > 60
+        client.socket.close()
 
 
 def test_policy_judges_what_goes_past_tcp(make_lab: MakeLab) -> None:
