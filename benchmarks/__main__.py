@@ -12,6 +12,7 @@ import click
 from benchmarks import (
     calls,
     node,
+    packets,
     policy,
     protocols,
     proxying,
@@ -30,6 +31,7 @@ TABLES = (
     "sandbox",
     "reload",
     "node",
+    "packets",
     "sidecars",
     "sockmap",
     "protocols",
@@ -77,6 +79,10 @@ def main(rounds: int, scale: float, only: str, as_json: bool) -> None:
             ways = node.measure(folder, rounds, scale)
             found["node"] = [*ways]
             _show(node.show(ways), as_json)
+        if only in ("all", "packets"):
+            costs_of = packets.measure(folder, scale)
+            found["packets"] = [*costs_of]
+            _show(packets.show(costs_of), as_json)
         if only in ("all", "sidecars"):
             modes = sidecars.measure(folder, rounds, scale)
             found["sidecars"] = [*modes]

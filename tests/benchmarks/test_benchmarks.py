@@ -50,6 +50,14 @@ def test_sandbox() -> None:
     assert measured == {(name, depth) for name in variants for depth, _ in sandbox.LOADS}
 
 
+def test_packets(make_lab: MakeLab) -> None:
+    make_lab()
+    rows = bench("packets")
+    assert rows[0]["packet"] == "no program"
+    assert len(rows) == 5
+    assert all(row["ns"] > 0 and row["full_ns"] > 0 for row in rows)
+
+
 def test_node(make_lab: MakeLab) -> None:
     make_lab()  # left out where there can be none
     rows = bench("node")

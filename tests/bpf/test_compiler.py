@@ -50,7 +50,7 @@ def test_a_program_sees_our_maps_and_constants(source: Path, cache: Path, bpffs:
     answers = []
     for number in (5, 6):
         fd = compiler.load(code, "judge", fds, constants={"NUMBER": number})
-        answers.append(syscall.test_run(fd, bytes(64)))
+        answers.append(syscall.run_program(fd, bytes(64)).code)
         os.close(fd)
     assert answers == [2, 0]
     maps.close_maps(opened)

@@ -92,7 +92,7 @@ def test_every_event_arrives_once(table: Map, program: int) -> None:
     told = 0
     for n in range(40):
         for _ in range(1 + n % 30):
-            assert syscall.test_run(program, bytes(64 + n)) == 0
+            assert syscall.run_program(program, bytes(64 + n)).code == 0
             told += 1
         found = [decode(one) for one in ring.take()]
         assert [event.length for event in found] == [64 + n] * (1 + n % 30)
@@ -104,12 +104,12 @@ def test_every_event_arrives_once(table: Map, program: int) -> None:
 def test_a_full_buffer(table: Map, program: int) -> None:
     ring = RingBuffer(table)
     room = SIZE // (EVENT.size + 8)
-    answers = [syscall.test_run(program, bytes(64)) for _ in range(room + 5)]
+    answers = [syscall.run_program(program, bytes(64)).code for _ in range(room + 5)]
     assert answers[:room] == [0] * room
     assert answers[-5:] == [1] * 5
     assert len(ring.take(3)) == 3
     assert len(ring.take()) == room - 3
-    assert syscall.test_run(program, bytes(64)) == 0
+    assert syscall.run_program(program, bytes(64)).code == 0
     ring.close()
 
 
@@ -129,7 +129,7 @@ def test_a_reader(table: Map, program: int, caplog: pytest.LogCaptureFixture) ->
 
         reader = EventReader(table, callback)
         for n in range(3):
-            assert syscall.test_run(program, bytes(100 + round_ + n)) == 0
+            assert syscall.run_program(program, bytes(100 + round_ + n)).code == 0
         assert enough.wait(10)
         reader.close()
         assert [event.length for event in seen] == [100 + round_ + n for n in range(3)]
@@ -145,6 +145,6 @@ def test_a_reader_that_ends_itself(table: Map, program: int) -> None:
         done.set()
 
     readers.append(EventReader(table, callback))
-    assert syscall.test_run(program, bytes(64)) == 0
+    assert syscall.run_program(program, bytes(64)).code == 0
     assert done.wait(10)
     readers[0]._thread.join()

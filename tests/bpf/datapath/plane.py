@@ -5,10 +5,8 @@ No loader of ours takes part but the compiler: what is tested here is C.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -295,51 +293,6 @@ class Plane:
         return found
 
 
-PROG_TEST_RUN = 10
-
-
-class Ran(NamedTuple):
-    """What a program made of a packet. ns: on average."""
-
-    code: int
-    mark: int
-    ns: int
-
-
-def run_program(
-    program: int, frame: bytes, ifindex: int, netns: str, mark: int = 0, repeat: int = 1
-) -> Ran:
-    """Have the kernel run a program on a frame as if it came by an interface."""
-
-    def action() -> Ran:
-        data = ctypes.create_string_buffer(frame, len(frame))
-        context = bytearray(192)
-        struct.pack_into("=I", context, 8, mark)
-        struct.pack_into("=I", context, 40, ifindex)
-        room = (ctypes.c_char * len(context)).from_buffer(context)
-        attributes = bytearray(
-            struct.pack(
-                "=IIIIQQIIIIQQ",
-                program,
-                0,
-                len(frame),
-                0,
-                ctypes.addressof(data),
-                0,
-                repeat,
-                0,
-                len(context),
-                len(context),
-                ctypes.addressof(room),
-                ctypes.addressof(room),
-            )
-        )
-        syscall.bpf(PROG_TEST_RUN, attributes)
-        code, duration = (struct.unpack_from("=I", attributes, at)[0] for at in (4, 36))
-        return Ran(code, struct.unpack_from("=I", context, 8)[0], duration)
-
-    return within(netns, action)
-
-
-def family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+def run_program(program: int, frame: bytes, ifindex: int, netns: str) -> int:
+    """What a program answers for a frame that comes by an interface of a namespace."""
+    return within(netns, lambda: syscall.run_program(program, frame, ifindex).code)

@@ -179,7 +179,7 @@ def judged(plane: Plane, frame: bytes, direction: int = EGRESS, name: str = "cli
     """What the program says to a frame: `PASSED` or `DROPPED`."""
     program = plane.from_endpoint if direction == EGRESS else plane.to_endpoint
     node = plane.lab.node
-    return run_program(program, frame, node.ifindex(plane.lab[name].interface), str(node.path)).code
+    return run_program(program, frame, node.ifindex(plane.lab[name].interface), str(node.path))
 
 
 def is_whole(frame: bytes) -> bool:
@@ -256,7 +256,7 @@ def test_to_an_endpoint(plane: Plane) -> None:
 def test_an_interface_that_is_no_endpoint(plane: Plane) -> None:
     node = plane.lab.node
     ran = run_program(plane.from_endpoint, v4(), node.ifindex("ext0"), str(node.path))
-    assert ran.code == DROPPED
+    assert ran == DROPPED
     assert plane.counters() == {("", EGRESS, "NO_ENDPOINT"): 1}
 
 
@@ -476,7 +476,6 @@ def test_nothing_passes_where_nothing_is_allowed(plane: Plane) -> None:
     """Thousands of frames, right and wrong: without a policy only neighbours pass."""
     chance = random.Random(20)
     plane.policy("client")
-    # A frame without the link's own traffic in it.
     sources = [frame for frame, _ in FROM_CLIENT.values()]
     ran = passed = 0
     for _ in range(4000):
@@ -495,8 +494,10 @@ def test_nothing_passes_where_nothing_is_allowed(plane: Plane) -> None:
                 assert kind == b"\x08\x06" or discovers or walked, frame.hex()
     found = plane.counters()
     del found["client", EGRESS, "EVENTS_LOST"], found["client", INGRESS, "EVENTS_LOST"]
-    assert found.total() == ran
-    assert found["client", EGRESS, "FORWARDED"] + found["client", INGRESS, "FORWARDED"] == passed
+    # The endpoint's own kernel may have had something to say to its neighbour meanwhile.
+    assert ran <= found.total() < ran + 50
+    forwarded = found["client", EGRESS, "FORWARDED"] + found["client", INGRESS, "FORWARDED"]
+    assert passed <= forwarded < passed + 50
     assert passed < ran / 5
 
 
@@ -528,7 +529,7 @@ def test_a_flood_of_connections_is_bounded(privileged: None, plane: Plane) -> No
                 for port in range(100):
                     source = f"198.51.{round_}.{port}"
                     frame = ethernet(ipv4(source, SERVER4, TCP, frames.tcp(1024 + port, PORT, SYN)))
-                    assert run_program(small.to_endpoint, frame, index, path).code == PASSED
+                    assert run_program(small.to_endpoint, frame, index, path) == PASSED
                 assert talk.echo(b"on") == b"on"
             assert 0 < small.maps["conntrack"].count() <= 1024
         assert small.counters()["server", INGRESS, "FORWARDED"] > 4000
