@@ -78,7 +78,9 @@ static __always_inline struct policy_value ask(u32 slot, const struct question *
 	key.identity = IDENTITY_ANY;
 	found = policy_lookup(&key);
 	if (found) {
-		if (!wants_proxy(&joined)) {
+		/* Also an entry that allows nothing by itself may say where to: what passes only
+		 * because of audit mode is judged all the same. */
+		if (!joined.proxy_port && joined.verdict != VERDICT_REDIRECT) {
 			joined.proxy_port = found->proxy_port;
 			joined.proxy_port_both = found->proxy_port_both;
 		}

@@ -372,3 +372,20 @@ def test_endpoints_of_an_agent_that_has_no_datapath_any_more(make_lab: MakeLab) 
         assert found["reason"] == "this agent has datapath: none"
     with agent_in(lab) as agent:
         assert agent.get("/endpoint/1")["state"] == "ready"
+
+
+def test_audit_sees_everything_and_denies_nothing(lab: Lab, agent: Agent) -> None:
+    assert agent.node is not None
+    server, decisions = lab["server"].ipv4, agent.node.decisions
+    assert agent.http.patch("/endpoint/2", json={"audit": True}).status_code == 200
+    try:
+        put(agent, ingress("READ"))
+        before = decisions.entries
+        assert ask(lab["client"], server, b"HALT") == CLIENT + b"HALT"
+        # The parser has judged it, and only said so.
+        eventually(lambda: decisions.entries > before)
+        assert ask(lab["other"], server, b"HALT") == b"::ffff:10.1.0.4 HALT"
+    finally:
+        agent.http.patch("/endpoint/2", json={"audit": False})
+    assert ask(lab["client"], server, b"HALT") == b"ERROR"
+    assert ask(lab["other"], server, b"HALT", timeout=0.5) == b""
