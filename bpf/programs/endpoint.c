@@ -8,6 +8,9 @@
  * network namespace that accepts connections to any address. The proxy connects to the server
  * from the client's own address; the packets of both of its sides are told by their marks, and
  * what comes back to them by their sockets. So nothing of the proxy's is redirected again.
+ *
+ * No packet brings a mark along from another namespace. In a sidecar the application is in the
+ * proxy's own: who may set marks there (CAP_NET_RAW, CAP_NET_ADMIN) can pass for the proxy.
  */
 #include "proxy.h"
 

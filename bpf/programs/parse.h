@@ -40,6 +40,9 @@
 #define IPV4_SSRR 137
 #define IPV4_LSRR 131
 #define IPV6_EXTENSION_HEADERS 6 /* more of them than any packet in use has */
+#define TCP_LEAST 20 /* bytes of a header */
+#define UDP_LEAST 8
+#define SCTP_LEAST 12
 #define LONGEST_PACKET 0xffff /* what a header's own length can say */
 
 /* Not a reason: an ARP frame, which is for the link only. */
@@ -160,7 +163,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, const struct iphdr 
 		return REASON_INVALID;
 	packet->l4 = ETH_HLEN + header;
 	length -= header;
-	packet->l4_length = length > 0xffff ? 0xffff : length;
+	packet->l4_length = length > LONGEST_PACKET ? LONGEST_PACKET : length;
 	packet->protocol = ip->protocol;
 	packet->hop_limit = ip->ttl;
 	ipv4_address(&packet->source, ip->saddr);
@@ -195,7 +198,7 @@ static __always_inline int parse_ipv6_extensions(struct __sk_buff *skb, struct p
 			packet->protocol = next;
 			packet->l4 = offset;
 			length = end - offset;
-			packet->l4_length = length > 0xffff ? 0xffff : length;
+			packet->l4_length = length > LONGEST_PACKET ? LONGEST_PACKET : length;
 			return 0;
 		}
 		if (next == IPPROTO_HOPOPTS && i)
@@ -212,7 +215,10 @@ static __always_inline int parse_ipv6_extensions(struct __sk_buff *skb, struct p
 				return REASON_INVALID_EXTENSION_HEADER;
 			size = 8;
 			packet->fragment_id = header.id;
-			if (fragment & 0xfff8)
+			/* RFC 3128, as for IPv4. */
+			if (fragment >> 3 == 1 && header.next == IPPROTO_TCP)
+				return REASON_INVALID;
+			if (fragment >> 3)
 				packet->fragment = LATER_FRAGMENT;
 			else if (fragment & 1)
 				packet->fragment = FIRST_FRAGMENT;
@@ -258,28 +264,40 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
 	return parse_ipv6_extensions(skb, packet, length);
 }
 
+/* What is read of a header with ports. */
+struct l4_header {
+	be16 source;
+	be16 destination;
+	be16 udp_length;
+	u16 udp_sum;
+	u32 tcp_acknowledged;
+	u8 tcp_length; /* in the upper half, of words */
+	u8 tcp_flags;
+	u16 tcp_window;
+};
+
 static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *packet)
 {
-	struct { be16 source; be16 destination; be16 length; be16 sum; u32 ack; u8 offset; u8 flags; u16 window; } l4;
-	u32 least = packet->protocol == IPPROTO_TCP ? 20 : packet->protocol == IPPROTO_UDP ? 8 : 12;
+	bool tcp = packet->protocol == IPPROTO_TCP, udp = packet->protocol == IPPROTO_UDP;
+	u32 least = tcp ? TCP_LEAST : udp ? UDP_LEAST : SCTP_LEAST;
+	struct l4_header l4;
+	u32 told;
 
 	if (packet->l4_length < least)
 		return REASON_CT_INVALID_HEADER;
-	if (packet->protocol == IPPROTO_TCP) {
+	if (tcp) {
 		if (load_l4(skb, packet->l4, &l4, sizeof(l4)) < 0)
 			return REASON_CT_INVALID_HEADER;
-		least = (l4.offset >> 4) * 4;
-		packet->tcp_flags = l4.flags;
-		if (least < 20 || least > packet->l4_length)
-			return REASON_CT_INVALID_HEADER;
+		packet->tcp_flags = l4.tcp_flags;
+		told = (l4.tcp_length >> 4) * 4;
 	} else {
-		if (load_l4(skb, packet->l4, &l4, 8) < 0)
+		if (load_l4(skb, packet->l4, &l4, UDP_LEAST) < 0)
 			return REASON_CT_INVALID_HEADER;
-		least = bpf_ntohs(l4.length);
-		if (packet->protocol == IPPROTO_UDP && packet->fragment == WHOLE &&
-		    (least < 8 || least > packet->l4_length))
-			return REASON_CT_INVALID_HEADER;
+		/* A datagram's length is that of all of its fragments. */
+		told = udp && packet->fragment == WHOLE ? bpf_ntohs(l4.udp_length) : least;
 	}
+	if (told < least || told > packet->l4_length)
+		return REASON_CT_INVALID_HEADER;
 	packet->source_port = l4.source;
 	packet->destination_port = l4.destination;
 	return 0;

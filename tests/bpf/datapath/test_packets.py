@@ -162,6 +162,10 @@ FROM_CLIENT: dict[str, tuple[bytes, str]] = {
         v6(frames.fragment_header(TCP, 9, False, 99) + bytes(8), FRAGMENT),
         "FRAGMENT_NOT_FOUND",
     ),
+    "ipv6: fragment over the flags": (
+        v6(frames.fragment_header(TCP, 1, False) + TCP_SYN, FRAGMENT),
+        "INVALID",
+    ),
     "neighbour solicitation": (discovery(135, source=LINK_LOCAL), "FORWARDED"),
     "address detection": (discovery(135, source="::"), "FORWARDED"),
     "router solicitation": (discovery(133, source=LINK_LOCAL, to="ff02::2"), "FORWARDED"),
