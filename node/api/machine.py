@@ -178,4 +178,6 @@ def _ring(datapath: Datapath) -> str:
     from bpf.syscall import possible_cpus
 
     size = datapath.config.sizes.get("events", MAPS["events"].size)
-    return f"Events of {possible_cpus()} CPUs with {size // 4096}x4096 of shared memory"
+    return (
+        f"Listening for events on {possible_cpus()} CPUs with {size // 4096}x4096 of shared memory"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ def ct_list(
         if as_json:
             show_json(list(rows))
             return
-        for row in rows:
-            click.echo(_connection(row))
+        lines = map(_connection, rows)
+        while chunk := list(islice(lines, 1000)):
+            click.echo("\n".join(chunk))
 
 
 @command.group("proxy")

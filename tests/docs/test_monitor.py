@@ -24,7 +24,7 @@ CHANGING = (
     (r"(10\.1\.0\.3):[0-9]+", r"\1:PORT"),
     (r"pid [0-9]+", "PID"),
     (r"up [0-9:]+", "UP"),
-    (r"Events of [0-9]+ CPUs", "CPUS"),
+    (r"on [0-9]+ CPUs", "CPUS"),
     (r"[0-9.]+%", "PART"),
     (r"\bfullest: \w+", "FULLEST"),
 )
