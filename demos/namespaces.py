@@ -257,7 +257,10 @@ class Lab:
     def _make_node(self, stack: ExitStack) -> Namespace:
         node = Namespace("node", f"{self._name}-node", NODE_IPV4, NODE_IPV6)
         stack.callback(_remove, node)
-        _batch((), (f"netns add {node.netns}",))
+        try:
+            _batch((), (f"netns add {node.netns}",))
+        except SetupError as error:
+            raise Missing(f"network namespaces cannot be made here: {error}") from error
         for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             node.sysctl(setting, 1)
         node.sysctl("ipv6/conf/default/accept_dad", 0)

@@ -23,6 +23,7 @@ class Change:
     names: the addresses that a DNS name has now; none: it is forgotten.
     identities: labels of identities of other nodes; None: it is gone.
     services: says what a `Service` peer stands for from now on.
+    own: the addresses of the host itself, which is no endpoint.
     mode: what holds where an endpoint asks for nothing else.
     """
 
@@ -31,6 +32,7 @@ class Change:
     names: Mapping[str, Collection[Address]] = field(default_factory=dict)
     identities: Mapping[int, LabelSet | None] = field(default_factory=dict)
     services: Resolve | None = None
+    own: Collection[str] | None = None
     mode: Mode | None = None
 
 

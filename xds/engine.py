@@ -33,7 +33,7 @@ from xds.compilation import (
     tables,
 )
 from xds.endpoints import Endpoint
-from xds.identity import Identities, reserved_labels
+from xds.identity import HOST, Identities, reserved_labels
 from xds.labels import LabelSet
 from xds.mapstate import MapBuilder, MapState, map_builder
 from xds.peers import Peers
@@ -114,6 +114,7 @@ class Engine:
         self._about: dict[Peer, set[SubjectKey]] = defaultdict(set)
         self._naming: dict[str, set[SubjectKey]] = defaultdict(set)
         self._remote: dict[int, LabelSet] = {}
+        self._own: tuple[str, ...] = ()
         for number, labels in reserved_labels().items():
             self._peers.cache.identity_came(number, labels)
 
@@ -123,6 +124,11 @@ class Engine:
     def revision(self) -> int:
         """How many changes there have been."""
         return self._revision
+
+    @property
+    def own_addresses(self) -> frozenset[str]:
+        """The addresses of the host itself, as it was told them."""
+        return frozenset(self._own)
 
     @property
     def mode(self) -> Mode:
@@ -302,6 +308,7 @@ class Engine:
             names={name: self._peers.addresses(name) for name in change.names},
             identities={n: self._remote.get(n) for n in change.identities},
             services=None if change.services is None else self._peers.resolve,
+            own=self._own,
             mode=self._roster.mode,
         )
 
@@ -332,6 +339,9 @@ class Engine:
                 self._place(number, step)
         if change.services is not None:
             step.renew |= self._peers.set_services(change.services)
+        if change.own is not None:
+            self._own = tuple(sorted(change.own))
+            step.hosts.add(HOST)
 
     def _set_remote(self, number: int, labels: LabelSet | None, step: _Step) -> None:
         before = self._remote.pop(number, None)
@@ -509,8 +519,9 @@ class Engine:
 
     def _addresses_of(self, identity: int) -> list[str]:
         prefix = self._peers.prefix_of(identity)
-        own = [] if prefix is None else [str(prefix)]
-        return [*own, *self._roster.addresses(identity)]
+        named = [] if prefix is None else [str(prefix)]
+        own = self._own if identity == HOST else ()
+        return [*named, *own, *self._roster.addresses(identity)]
 
 
 def _peers_of(subject: _Subject) -> frozenset[Peer]:

@@ -33,7 +33,7 @@ RESERVED_IDENTITIES = {
 }
 """Cilium's reserved numbers, by the key of their ``reserved:`` label."""
 
-WORLD = 2
+HOST, WORLD = 1, 2
 
 CIDR = "cidr"
 """The source of the label that names an identity's prefix."""

@@ -112,8 +112,7 @@ class NodeAgent:
     ) -> str:
         """What a command prints. Raises SetupError if its exit status is not `status`."""
         done = self.lab.node.run(
-            "env",
-            f"PROXYLIB_SOCKET={self.socket}",
+            *("env", f"PROXYLIB_SOCKET={self.socket}", f"PROXYLIB_BPF_ROOT={self.bpf_root}"),
             *PROXYLIB,
             *map(str, words),
             input=stdin,

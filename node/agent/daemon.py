@@ -135,8 +135,9 @@ def run(config: AgentConfig) -> Iterator[Node]:
         decisions = stack.enter_context(
             Decisions(config.access_log_path, registry, group=group, show=show)
         )
-        control.start()
         node = Node(config, repository, control, decisions, redirects, links, monitor, folder)
+        node.tell_own_addresses()
+        control.start()
         stack.enter_context(ApiServer(make_app(node, registry), config.api_path, group=group))
         # Before the API ends, or it would wait for those who watch.
         stack.callback(monitor.hub.close)

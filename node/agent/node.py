@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from bpf.errors import BpfError
 from node.agent.config import AgentConfig
 from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
 from node.agent.links import NodeLinks
+from node.agent.opening import own_addresses
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
 from node.monitor.watch import Watch
+from xds.changes import Change
 from xds.control import ControlServer
 
 
@@ -30,5 +34,15 @@ class Node:
     def tick(self) -> None:
         """What is to be done about twice a second. Raises ConfigError if no port is left."""
         self.links.tick()
+        self.tell_own_addresses()
         self.monitor.tick()
         self.repository.resolve_redirects()
+
+    def tell_own_addresses(self) -> None:
+        """Tell parsers which addresses are the host's, as the programs know it."""
+        if self.links.datapath.datapath is None:
+            return
+        with suppress(BpfError):  # The kernel does not say them now.
+            own = own_addresses()
+            if own != self.control.engine.own_addresses:
+                self.control.change(Change(own=own), revision=self.control.server.revision)

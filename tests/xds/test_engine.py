@@ -447,6 +447,19 @@ def test_a_change_that_contradicts_itself_changes_nothing() -> None:
     engine.change(Change(policies={"p3": ()}))
 
 
+def test_the_host_has_the_addresses_that_are_told() -> None:
+    engine = Engine()
+    assert engine.hosts(1) is None
+    changes = engine.change(Change(own=("fd00::1", "10.0.0.9")))
+    assert changes.hosts == {1}
+    assert engine.own_addresses == {"10.0.0.9", "fd00::1"}
+    told = engine.hosts(1)
+    assert told is not None
+    assert compile_hosts([told], version="1").identity("10.0.0.9") == 1
+    assert engine.change(Change(own=())).hosts == {1}
+    assert engine.hosts(1) is None
+
+
 def test_an_address_has_one_endpoint() -> None:
     engine = crowd(3)
     before = state(engine)

@@ -1,0 +1,1 @@
+"""A whole node: real network namespaces, agent, programs, Envoy, servers and clients."""
