@@ -16,6 +16,7 @@ from demos.node.agent import NodeAgent
 from node.cni.protocol import VERSIONS
 from tests.conftest import MakeLab
 from tests.docs.pages import DOCS, Reader
+from tests.node.agent.nodes import programs
 from tests.node.cni.runtime import Runtime
 
 PAGE = DOCS / "endpoints.md"
@@ -38,7 +39,7 @@ def test_the_page(make_lab: MakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "=/etc/cni": f"={tmp_path}/etc/cni",
     }
     reader = Reader(tmp_path, Path(sys.prefix), {**names, **places})
-    with NodeAgent(lab, "--envoy", "none") as agent:
+    with NodeAgent(lab, "--envoy", "none", "--bpf-cache", programs().name) as agent:
         monkeypatch.setenv("PROXYLIB_SOCKET", str(agent.socket))
         monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin:/sbin")
         try:

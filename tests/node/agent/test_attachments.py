@@ -15,13 +15,19 @@ import pytest
 from bpf.datapath import Datapath, Link
 from demos.namespaces import Lab
 from tests.conftest import MakeLab
+from tests.node.agent.nodes import programs
 from tests.node.agents import Agent, running
 
 
 @contextmanager
 def agent_of(lab: Lab, folder: Path, **more: Any) -> Iterator[Agent]:
     """An agent whose threads, and so its sockets, are in the lab's node."""
-    settings = {"bpf_root": lab.bpffs() / "proxylib", "envoy": "none", **more}
+    settings = {
+        "bpf_root": lab.bpffs() / "proxylib",
+        "bpf_cache": Path(programs().name),
+        "envoy": "none",
+        **more,
+    }
     with lab.node.entered(), running(folder, **settings) as agent:
         yield agent
 

@@ -18,6 +18,7 @@ import pytest
 
 from demos.namespaces import Lab, Namespace
 from node.cni.protocol import VALID_ATTACHMENTS
+from tests.node.agent.nodes import programs
 from tests.node.agents import http_client
 from tests.node.cni.runtime import Failed, Runtime
 
@@ -41,7 +42,8 @@ class Rig:
         self.agent = self.lab.node.popen(
             *(sys.executable, "-m", "node", "agent", "--json"),
             *("--state-dir", self.folder / "state", "--run-dir", self.folder),
-            *("--bpf-root", self.lab.bpffs() / "proxylib", "--envoy", "none"),
+            *("--bpf-root", self.lab.bpffs() / "proxylib", "--bpf-cache", programs().name),
+            *("--envoy", "none"),
             cwd=ROOT,
             stdout=subprocess.PIPE,
         )
