@@ -125,6 +125,16 @@ def test_a_change_under_a_running_connection(lab: Lab, agent: Agent) -> None:
             assert say(judged, b"HALT") in (b"", b"ERROR")
 
 
+def test_a_connection_outlives_the_redirect_that_it_came_by(lab: Lab, agent: Agent) -> None:
+    put(agent, ingress("READ"))
+    with connect(lab["client"], lab["server"].ipv4) as judged:
+        assert say(judged, b"HALT") == b"ERROR"
+        put(agent, ingress())
+        assert say(judged, b"HALT") == CLIENT + b"HALT"
+        agent.http.delete("/policy/in")
+        assert say(judged, b"HALT") == CLIENT + b"HALT"
+
+
 def test_labels_are_another_identity_at_once(lab: Lab, agent: Agent) -> None:
     put(agent, ingress())
     server = lab["server"].ipv4

@@ -223,3 +223,34 @@ def test_an_envoy_that_nobody_needs_any_more_holds_nothing_up(lab: Lab, agent: N
     # It has no listener, and so no parser.
     put(agent, ingress(peer="other"))
     assert ask(lab["other"], lab["server"].ipv4, b"x") == OTHER + b"x"
+
+
+@pytest.mark.timeout(200)
+def test_sidecars_are_taken_over_and_ended_with_their_endpoints(make_lab: MakeLab) -> None:
+    lab = make_lab("client", "server", "other")
+    serve(lab["server"])
+    agent = NodeAgent(lab, "--bpf-cache", programs().name)
+    agent.start()
+    with api(agent) as client:
+        for name in ("client", "server", "other"):
+            body = {"netns": lab[name].netns, "labels": [f"app={name}"], "mode": "sidecar"}
+            assert client.http.post("/endpoint", json=body).status_code == 201
+    put(agent, ingress("READ"), ingress("READ", name="unused", app="other"))
+    eventually(lambda: len(agent.envoys()) == 2)
+    before = agent.envoys()
+    with connect(lab["client"], lab["server"].ipv4) as running:
+        assert say(running, b"READ 1") == CLIENT + b"READ 1"
+        agent.kill()
+        assert say(running, b"HALT") == b"ERROR"
+        judged(lab)
+        with closing(sqlite3.connect(agent.state_dir / "state.db")) as database:
+            database.execute("DELETE FROM item WHERE kind='endpoint' AND key='3'")
+            database.commit()
+        agent.start()
+        eventually(lambda: len(agent.envoys()) == 1)
+        assert set(agent.envoys()) < set(before)
+        assert say(running, b"READ 2") == CLIENT + b"READ 2"
+        assert ask(lab["client"], lab["server"].ipv4, b"HALT") == b"ERROR"
+    assert agent.stop() == 0
+    agent.cleanup()
+    assert agent.left() == []
