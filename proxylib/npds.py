@@ -37,7 +37,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_RESPONSE),
     # Reconnecting is ours: gRPC's own back-off would double it.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # A busy control server may take this long to greet; one that is away refuses at once.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
     ("grpc.max_reconnect_backoff_ms", 200),
     # Each client has its own connection, whatever else the process does.
     ("grpc.use_local_subchannel_pool", 1),

@@ -80,7 +80,7 @@ def test_without_listeners_nothing_takes_over(node: Scene) -> None:
 
 
 class _Late(socketserver.BaseRequestHandler):
-    """Passes on what it hears. Of what is answered, the greeting at once and the rest late."""
+    """Passes on what it hears at once, and what is answered late, the greeting too."""
 
     def handle(self) -> None:
         delay, target = self.server.way  # type: ignore[attr-defined]
@@ -94,7 +94,6 @@ class _Late(socketserver.BaseRequestHandler):
 
 def _pump(source: socket.socket, sink: socket.socket, delay: float) -> None:
     with suppress(OSError):
-        sink.sendall(source.recv(1 << 16))
         time.sleep(delay)
         while data := source.recv(1 << 16):
             sink.sendall(data)
