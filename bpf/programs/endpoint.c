@@ -146,7 +146,7 @@ static __always_inline int related(struct __sk_buff *skb, const struct packet *p
 	back.destination = quoted.source;
 	back.source_port = quoted.destination_port;
 	back.destination_port = quoted.source_port;
-	if (packet_owner(skb, &back) != OWNER_UPSTREAM)
+	if (packet_owner(skb, &back, direction) != OWNER_UPSTREAM)
 		return NOT_RELATED;
 	return to_proxy(skb, packet, direction, IDENTITY_WORLD, 0);
 }
@@ -199,7 +199,7 @@ static __always_inline int begin(struct __sk_buff *skb, const struct packet *pac
 
 	/* What the proxy has a socket for is its own, be the entry lost or never made. */
 	if (!known && packet->fragment == WHOLE) {
-		owner = packet_owner(skb, packet);
+		owner = packet_owner(skb, packet, direction);
 		if (owner == OWNER_UPSTREAM)
 			return to_proxy(skb, packet, direction, identity_of(&key->peer), 0);
 	}

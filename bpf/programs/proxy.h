@@ -115,8 +115,11 @@ static __always_inline enum owner owner_of(struct bpf_sock *sk)
 #endif
 }
 
-/* Whose is the socket that has the packet's tuple? For packets that no entry tells about. */
-static __always_inline enum owner packet_owner(struct __sk_buff *skb, const struct packet *packet)
+/* Whose is the socket that has the packet's tuple? For packets that no entry tells about.
+ * A datagram socket without a peer has a tuple with everybody: an endpoint that speaks to it, by
+ * itself, is judged as for any other. */
+static __always_inline enum owner packet_owner(struct __sk_buff *skb, const struct packet *packet,
+					       u8 direction)
 {
 	struct bpf_sock_tuple tuple = {};
 	enum owner owner = OWNER_OTHER;
@@ -133,6 +136,7 @@ static __always_inline enum owner packet_owner(struct __sk_buff *skb, const stru
 		sk = find_udp(skb, packet->ipv6, &tuple);
 		if (sk) {
 			if ((sk->mark & MARK_MASK) == MARK_FROM_UPSTREAM &&
+			    (direction == INGRESS || sk->dst_port) &&
 			    is_bound(sk, packet->ipv6, &tuple))
 				owner = OWNER_UPSTREAM;
 			bpf_sk_release(sk);

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 
 import pytest
 
+from bpf import syscall
+from bpf.netns import within
 from tests.bpf.datapath.conftest import (
     BOTH_PROXY,
     CLIENT,
@@ -16,6 +19,7 @@ from tests.bpf.datapath.conftest import (
     SERVER,
     host,
 )
+from tests.bpf.datapath.frames import ethernet, ipv4, tcp
 from tests.bpf.datapath.hosts import (
     DENIED_AFTER,
     RunningProxy,
@@ -23,6 +27,7 @@ from tests.bpf.datapath.hosts import (
     connects,
     datagram,
     eventually,
+    family,
 )
 from tests.bpf.datapath.plane import (
     DENY,
@@ -37,6 +42,7 @@ from tests.bpf.datapath.plane import (
     Entry,
     Plane,
 )
+from tests.bpf.datapath.proxy import transparent
 
 PAIRS = [
     ("client", "server"),
@@ -253,6 +259,37 @@ def test_audit_mode_passes_and_tells(plane: Plane, taken: list[RunningProxy]) ->
     # As long as it has no proxy, nothing is cut.
     plane.policy("client", *OPEN, Entry(EGRESS, 0, TCP, PORT, 1, would=REDIRECT))
     assert connects(client, address, PORT)
+
+
+def test_the_mark_has_the_sources_identity(plane: Plane) -> None:
+    """All of its 24 bits, on the way back to the interface."""
+    node, server = plane.lab.node, plane.lab["server"]
+    plane.policy("server", *OPEN, TO_INGRESS_PROXY[0])
+    plane.identify({"198.51.100.7/32": 0x123456})
+    frame = ethernet(ipv4("198.51.100.7", server.ipv4, TCP, tcp(5000, PORT)))
+    index = node.ifindex(server.interface)
+    ran = within(str(node.path), lambda: syscall.run_program(plane.to_endpoint, frame, index))
+    assert ran.code == 7, "redirected"
+    assert ran.mark == 0x200 | 0x3456 << 16 | 0x12
+
+
+@every_family
+def test_the_proxys_datagram_sockets_are_no_way_round_a_policy(plane: Plane, version: str) -> None:
+    """One towards servers that takes from everybody: whom the client may not ask, it may not."""
+    target = getattr(plane.lab["server"], version)
+    with plane.lab.node.entered():
+        made = transparent(family(target), socket.SOCK_DGRAM, 0xA00)
+    with made:
+        made.bind((target, 5353))
+        plane.policy("client", Entry(INGRESS))
+        assert datagram(plane.lab["client"], target, 5353, timeout=0.05) is None
+        assert plane.drops() == {"POLICY": 1}
+        with pytest.raises(BlockingIOError):
+            made.recv(1)
+        # What comes from outside for it is its own.
+        assert datagram(plane.lab.outside, target, 5353, timeout=0.05) is None
+        eventually(lambda: bool(select.select([made], [], [], 0)[0]))
+        assert made.recv(100) == b"hello"
 
 
 def test_what_goes_out_of_the_namespace_has_no_mark(plane: Plane) -> None:
