@@ -16,6 +16,7 @@ from demos.namespaces import Lab
 from demos.node.agent import PROXYLIB, ROOT, NodeAgent
 from demos.servers.nginx import nginx
 from node.address import Address
+from node.monitor.lines import line
 from tests.native.services import wait_for
 
 L7 = ROOT / "demos" / "node" / "nginx-ingress-l7.yaml"
@@ -31,16 +32,31 @@ spec:
   - toEndpoints: [{{}}]
 """
 
+WORLD = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: world}
+spec:
+  endpointSelector: {matchLabels: {app: nginx}}
+  ingress:
+  - fromEntities: [world]
+    toPorts:
+    - ports: [{port: "80", protocol: TCP}]
+      rules: {http: [{method: GET, path: /welcome}]}
+"""
+
 pytestmark = pytest.mark.timeout(240)
 
 
 @contextmanager
-def node(*flags: object, options: Sequence[str] = ()) -> Iterator[NodeAgent]:
+def node(*flags: object, options: Sequence[str] = (), outside: bool = False) -> Iterator[NodeAgent]:
     """nginx (endpoint 1) and alpine (endpoint 2), and the agent that has them.
 
-    flags: the agent's; options: of both endpoints.
+    flags: the agent's; options: of both endpoints; outside: there is a host behind the node.
     """
-    with Lab("nginx", "alpine") as lab, NodeAgent(lab, *flags) as agent, ExitStack() as servers:
+    with ExitStack() as servers:
+        lab = servers.enter_context(Lab("nginx", "alpine", outside=outside))
+        agent = servers.enter_context(NodeAgent(lab, *flags))
         with lab["nginx"].entered():
             folder = lab.folder / "nginx"
             folder.mkdir(mode=0o755)
@@ -60,10 +76,10 @@ def status(agent: NodeAgent, expected: int = 0) -> dict[str, str]:
     """The lines of ``proxylib status -v`` by their names, details with them."""
     found: dict[str, str] = {}
     name = ""
-    for line in agent.proxylib("status", "-v", status=expected).splitlines():
-        begins = re.match(r"(\S[^:]*): +(.*)", line)
+    for text in agent.proxylib("status", "-v", status=expected).splitlines():
+        begins = re.match(r"(\S[^:]*): +(.*)", text)
         name = begins[1] if begins else name
-        found[name] = found.get(name, "") + (begins[2] if begins else "\n" + line.strip())
+        found[name] = found.get(name, "") + (begins[2] if begins else "\n" + text.strip())
     return found
 
 
@@ -138,6 +154,30 @@ def test_what_goes_past_the_stack_is_counted() -> None:
         assert sum(after.values()) > sum(before.values())
         assert after.keys() == before.keys()
         assert status(agent)["Sockmap"].startswith("Ok   2 endpoints take part, self-test: ")
+
+
+def test_whoever_is_not_of_this_node_is_zero() -> None:
+    """As the client of the source document is, that is on another node."""
+    with node(outside=True) as agent, agent.monitor("l7") as said, agent.monitor("drop") as dropped:
+        agent.proxylib("policy", "import", "--wait", "-", stdin=WORLD)
+        outside, nginx_ = agent.lab.outside, agent.lab["nginx"]
+        assert outside is not None
+        assert outside.http_code(f"http://{nginx_.ipv4}/") == "403"
+        assert outside.http_code(f"http://[{nginx_.ipv6}]:81/") == "000"
+        request = said.next(lambda entry: True)
+        assert request is not None
+        assert line(request, 1) == (
+            "<- Request http from 0 ([reserved:world]) to 1 ([k8s:app=nginx]), identity 2->256, "
+            f"verdict Denied GET http://{nginx_.ipv4}/ => 403"
+        )
+        drop = dropped.next(lambda entry: ":81" in entry["summary"])
+        assert drop is not None
+        assert re.fullmatch(
+            r"xx drop \(Policy denied\) flow 0x[0-9a-f]+ to endpoint 1, identity 2->256, "
+            r"from 0 \(\[reserved:world\]\) to 1 \(\[k8s:app=nginx\]\): "
+            rf"\[{outside.ipv6}\]:[0-9]+ -> \[{nginx_.ipv6}\]:81 tcp SYN",
+            line(drop, 1),
+        )
 
 
 def test_every_packet_is_told_and_counted_if_asked_for() -> None:
