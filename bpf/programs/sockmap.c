@@ -168,6 +168,7 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 					u32 mark, bool passive)
 {
 	struct connection *connection = &own->connection;
+	struct connection other = {};
 	struct peer peer = {.socket = socket};
 	u64 netns = bpf_get_netns_cookie(event);
 	u64 local = home(&connection->local), remote = home(&connection->remote);
@@ -195,6 +196,9 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 	}
 	connection->sent = event->snd_nxt;
 	own->read = connection->received = event->rcv_nxt;
+	mirrored(&other, connection);
+	if (passive && !FIND(MAP_PEERS, struct peer, &other))
+		return; /* the side that connects is established first */
 	own->epoch = switched(SWITCH_EPOCH);
 	own->proven = bpf_ktime_get_coarse_ns();
 	own->proof = connection->sent + 1;
@@ -209,7 +213,7 @@ static __always_inline void established(struct bpf_sock_ops *event, struct own *
 	count(COUNT_SOCKETS, 1);
 }
 
-/* Its first bytes by the wire are acknowledged: if its peer is here, too, a small send buffer
+/* Its first bytes by the wire are acknowledged: if its peer is here, a small send buffer
  * lets the wire run empty soon after a slow reader is back, and a large receive buffer makes
  * that rare. A connection to elsewhere keeps the kernel's own tuning. */
 static __always_inline void measured(struct bpf_sock_ops *event, u64 socket)
