@@ -78,6 +78,8 @@ def settings(folder: Path, **more: Any) -> AgentConfig:
         "run_dir": folder / "run",
         "node_name": "node-1",
         "node_ip": "127.0.0.1",
+        # In the machine's own namespace: nothing that a test says may change that.
+        "datapath": "none",
         **more,
     }
     return load_config(flags, environment={})

@@ -133,7 +133,9 @@ def configure_endpoint(
     node: OurNode, number: Number, request: models.ModeChange
 ) -> models.Endpoint:
     """Change how an endpoint's policies are enforced."""
-    if request.sockmap:
+    known = node.repository.state.endpoints.get(number)
+    # Not for one that cannot have it: this changes the machine.
+    if request.sockmap and known is not None and known.attachment is not None:
         node.links.accelerate()
     endpoint = node.repository.set_mode(
         number,

@@ -186,3 +186,12 @@ def test_a_prefix_has_an_identity_to_be_asked_for(agent: Agent) -> None:
     assert number > 1 << 24
     assert agent.get(f"/identity/{number}")["labels"] == ["cidr:192.0.2.0/24", "reserved:world"]
     assert agent.http.get(f"/identity/{1 << 25}").status_code == 422
+
+
+def test_sockmap_without_an_interface_is_refused_before_anything_is_touched(agent: Agent) -> None:
+    number = agent.add_endpoint("10.9.9.9", "app=alone").json()["id"]
+    refused = agent.http.patch(f"/endpoint/{number}", json={"sockmap": True})
+    # Where there is no data path, one that needs it would be told that, with 503.
+    assert refused.status_code == 422
+    assert "has no interface" in refused.json()["detail"]
+    assert agent.http.patch("/endpoint/64000", json={"sockmap": True}).status_code == 404
