@@ -72,7 +72,11 @@ class Servers:
             connection, peer = listener.accept()
             self.accepted += 1
             connection.setblocking(False)
-            connection.sendall(f"{peer[0]} {peer[1]}\n".encode())
+            try:
+                connection.sendall(f"{peer[0]} {peer[1]}\n".encode())
+            except OSError:  # it is gone already
+                connection.close()
+                continue
             self._selector.register(connection, selectors.EVENT_READ, self._echo)
 
     def _echo(self, connection: socket.socket) -> None:
