@@ -20,8 +20,9 @@ from node.proxy.places import Places
 
 SHARED_MEMORY = Path("/dev/shm")
 
-MAX_BASE = (1 << 28) - 1
-"""Largest base id. Envoy multiplies it by ten, and that has 32 bits."""
+MAX_BASE = (1 << 31) // 10 - 1
+"""Largest base id. Envoy multiplies it by ten and adds the epoch; from 2**31 on it has
+another name for its sockets than this number."""
 
 _CONCURRENT = 3
 """Envoy's names of sockets repeat after so many epochs."""

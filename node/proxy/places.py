@@ -13,7 +13,7 @@ from node.errors import SetupError, UsageError
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
 
-_LONGEST_SOCKET = "hot_udp_parent_4294967295"
+_LONGEST_SOCKET = "hot_udp_parent_2147483647"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,21 @@ import pytest
 
 from node.errors import SetupError
 from node.proxy.ending import stop
-from node.proxy.handover import shared_memory
+from node.proxy.handover import MAX_BASE, shared_memory
 from node.proxy.process import Process
 from node.proxy.state import with_bootstrap
 from node.proxy.status import ProxyState
 from tests.node.proxy.scene import Droid, Scene, agent, script
 
 
-def test_it_serves_and_leaves_nothing_behind(node: Scene) -> None:
+def test_it_serves_and_leaves_nothing_behind(node: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = MAX_BASE - os.getpid() % 10_000
+    monkeypatch.setattr("random.randint", lambda first, last: base)
     proxy = node.proxy()
     assert proxy.status.state is ProxyState.STOPPED
     status = proxy.start()
     assert (status.state, status.epoch, status.failures) == (ProxyState.RUNNING, 0, 0)
-    ((base, _),) = with_bootstrap(proxy.places)
+    assert with_bootstrap(proxy.places) == [(base, 0)]
     assert shared_memory(base).exists()
     with Droid(node.port) as droid:
         assert droid.ask() == b"HALT"
