@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from node.agent.endpoints import NodeEndpoint
 
 if TYPE_CHECKING:
     from bpf.sockmap import Sockmap
+
+RETRY = 60.0
+"""Seconds until it is opened again where that has failed: the self-test takes its time."""
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ class Acceleration:
         self._sockmap: Sockmap | None = None
         self._joined: dict[int, NodeEndpoint] = {}
         self._problem = ""
+        self._retry_at = 0.0
 
     @property
     def sockmap(self) -> Sockmap | None:
@@ -63,15 +68,21 @@ class Acceleration:
 
     def settle(self, wanted: Mapping[int, NodeEndpoint]) -> None:
         """Exactly these take part. What cannot be done is `problem`, and harms nobody."""
+        refused = self._disabled if wanted else ""
+        if self._disabled:
+            wanted = {}
         with self._lock:
-            if self._sockmap is None and not (wanted or self._left_over()):
-                return
-            if self._disabled:
-                wanted = {}
+            if self._sockmap is None:
+                if not (wanted or self._left_over()):
+                    self._note(refused)
+                    return
+                if time.monotonic() < self._retry_at:
+                    return
             try:
                 self._settle(self._open(), wanted)
-                self._note("")
+                self._note(refused)
             except BpfError as error:
+                self._retry_at = time.monotonic() + RETRY
                 self._note(str(error))
 
     def bump(self) -> None:

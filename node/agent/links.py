@@ -101,8 +101,12 @@ class NodeLinks:
         return found
 
     def accelerate(self) -> None:
-        """Have acceleration ready. Raises NoDatapath where it would do harm, and says why."""
-        self.datapath.require()
+        """Have acceleration ready, for an endpoint that is attached.
+
+        Raises NoDatapath where it would do harm, and says why.
+        """
+        if self.datapath.datapath is None:
+            raise NoDatapath(self.datapath.unavailable or "sockmap needs an interface")
         try:
             self.acceleration.check()
         except BpfError as error:
@@ -113,6 +117,9 @@ class NodeLinks:
         with self._lock:
             epoch = self.datapath.epoch
             self.datapath.tick()
+            if self._watcher is None and self.datapath.attached():
+                # It could not be started before, or nothing could be attached.
+                self._watch({}, self._endpoints)
             self._settle_others(epoch)
         self.datapath.expire()
 

@@ -79,8 +79,8 @@ def add_endpoint(
             addresses=addresses,
         )
         addresses = attachment.addresses
-    if request.sockmap:
-        node.links.accelerate()
+        if request.sockmap:
+            node.links.accelerate()
     endpoint = node.repository.add_endpoint(
         addresses,
         request.labels,

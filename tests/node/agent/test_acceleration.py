@@ -8,7 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 
+from bpf.errors import BpfError
+from bpf.sockmap import Sockmap
 from demos.namespaces import Endpoint
+from node.agent.acceleration import Acceleration
+from node.agent.endpoints import NodeEndpoint
 from tests.conftest import MakeLab
 from tests.node.agent.nodes import add, agent_in, eventually, ingress, put
 from tests.node.agents import Agent, running
@@ -99,5 +103,36 @@ def test_an_agent_that_has_none(make_lab: MakeLab) -> None:
 def test_without_an_interface_there_is_none(short_path: object) -> None:
     with running(short_path, datapath="none") as agent:  # type: ignore[arg-type]
         agent.add_endpoint("10.0.0.1")
-        assert wants(agent, 1, True) == 503
+        assert wants(agent, 1, True) == 422
         assert agent.add_endpoint("10.0.0.2", sockmap=True).status_code == 422
+
+
+def test_what_cannot_be_opened_is_tried_again_later() -> None:
+    """The self-test takes seconds; nobody waits for it twice a second."""
+    tries: list[int] = []
+
+    def fail() -> Sockmap:
+        tries.append(1)
+        raise BpfError("cgroup v2 is not mounted")
+
+    asking = {1: NodeEndpoint(1, ("10.0.0.1",), (), sockmap=True)}
+    acceleration = Acceleration(fail, lambda: False)
+    for _ in range(3):
+        acceleration.settle(asking)
+    assert (len(tries), acceleration.problem) == (1, "cgroup v2 is not mounted")
+    # Who asks for it is told so, each time.
+    with pytest.raises(BpfError, match="not mounted"):
+        acceleration.check()
+    assert len(tries) == 2
+
+
+def test_where_it_is_disabled_nothing_is_opened() -> None:
+    def never() -> Sockmap:
+        raise AssertionError
+
+    asking = {1: NodeEndpoint(1, ("10.0.0.1",), (), sockmap=True)}
+    acceleration = Acceleration(never, lambda: False, "this agent has sockmap: none")
+    acceleration.settle(asking)
+    assert acceleration.problem == "this agent has sockmap: none"
+    acceleration.settle({})
+    assert acceleration.problem == ""

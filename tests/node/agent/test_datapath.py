@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from bpf.errors import BpfError
 from demos.namespaces import Lab
+from node.agent.claim import claim_namespace
 from node.agent.datapath import NoDatapath
 from tests.conftest import MakeLab
 from tests.node.agent.nodes import (
@@ -399,3 +401,31 @@ def test_audit_sees_everything_and_denies_nothing(lab: Lab, agent: Agent) -> Non
         agent.http.patch("/endpoint/2", json={"audit": False})
     assert ask(lab["client"], server, b"HALT") == b"ERROR"
     assert ask(lab["other"], server, b"HALT", timeout=0.5) == b""
+
+
+def test_a_data_path_that_comes_late(make_lab: MakeLab) -> None:
+    lab = make_lab("client", "server")
+    serve(lab["server"])
+    with agent_in(lab) as agent:
+        add(agent, lab["client"], "app=client")
+        add(agent, lab["server"], "app=server")
+    with lab.node.entered():
+        held = claim_namespace()
+    with held, agent_in(lab, datapath="auto") as agent:
+        found = agent.get("/endpoint/2")
+        assert found["state"] == "not-ready"
+        assert f"another agent (pid {os.getpid()}) redirects" in found["reason"]
+        # What the agent before has left is in force, and not taken up with a new policy.
+        assert ask(lab["client"], lab["server"].ipv4, b"x") == CLIENT + b"x"
+        held.__exit__(None, None, None)
+
+        def is_ready() -> bool:
+            assert agent.node is not None
+            agent.node.tick()
+            return str(agent.get("/endpoint/2")["state"]) == "ready"
+
+        eventually(is_ready)
+        put(agent, ingress(peer="nobody"))
+        assert ask(lab["client"], lab["server"].ipv4, b"x", timeout=0.5) == b""
+        lab.node.ip("link del lxc2")
+        eventually(lambda: agent.get("/endpoint/2")["state"] == "disconnected")

@@ -63,18 +63,23 @@ def test_a_sidecar_judges_as_the_node_does(make_lab: MakeLab, family: str) -> No
 
 
 @pytest.mark.timeout(200)
-def test_a_node_s_client_and_a_sidecar_s_server(make_lab: MakeLab) -> None:
+@pytest.mark.parametrize(
+    ("client", "server", "expected"), [("node", "sidecar", [0, 2]), ("sidecar", "node", [0, 1])]
+)
+def test_a_sidecar_and_the_node(
+    make_lab: MakeLab, client: str, server: str, expected: list[int]
+) -> None:
     lab = make_lab("client", "server")
     serve(lab["server"])
     with agent_in(lab) as agent:
-        add(agent, lab["client"], "app=client")
-        add(agent, lab["server"], "app=server", mode="sidecar")
+        add(agent, lab["client"], "app=client", mode=client)
+        add(agent, lab["server"], "app=server", mode=server)
         put(agent, ingress("READ", "HALT") + "---" + egress("READ", "RESET"))
-        server = lab["server"].ipv4
-        eventually(lambda: sorted(pids(agent)) == [0, 2])
-        assert ask(lab["client"], server, b"READ x") == CLIENT + b"READ x"
-        assert ask(lab["client"], server, b"HALT") == b"ERROR"
-        assert ask(lab["client"], server, b"RESET") == b"ERROR"
+        eventually(lambda: sorted(pids(agent)) == expected)
+        address = lab["server"].ipv4
+        assert ask(lab["client"], address, b"READ x") == CLIENT + b"READ x"
+        assert ask(lab["client"], address, b"HALT") == b"ERROR"
+        assert ask(lab["client"], address, b"RESET") == b"ERROR"
 
 
 def test_a_sidecar_whose_namespace_is_gone(make_lab: MakeLab) -> None:
