@@ -16,11 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from bpf.checks import all_checks
 from demos.namespaces import NODE_IPV4, Endpoint, Lab
+from demos.servers.maven import CACHE, Missing
 from node.errors import SetupError
 
 ROOT = Path(__file__).parents[2]
 PROXYLIB = (sys.executable, "-m", "node")
+
+PROGRAMS = CACHE / "bpf"
+"""Compiled programs, for all agents of this checkout."""
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
@@ -82,9 +87,13 @@ class NodeAgent:
         )
 
     def start(self, *flags: object) -> None:
-        """Start it, and wait until it is ready. Raises SetupError if it does not get there."""
+        """Start it, and wait until it is ready.
+
+        Raises Missing where its data path cannot be had, SetupError if it does not get there.
+        """
+        _check_machine(self.bpf_root)
         words = ("agent", "--json", *self.places(), "--datapath", "veth", "--node-name", "node")
-        words = (*words, "--node-ip", NODE_IPV4, *self.flags, *flags)
+        words = (*words, "--node-ip", NODE_IPV4, "--bpf-cache", PROGRAMS, *self.flags, *flags)
         with self._log.open("wb") as output:
             self._process = self.lab.node.popen(
                 *PROXYLIB, *map(str, words), cwd=ROOT, stdout=output, stderr=output
@@ -234,3 +243,10 @@ def _is_envoy(pid: int) -> bool:
         return "envoy" in Path(f"/proc/{pid}/exe").readlink().name
     except OSError:
         return False
+
+
+def _check_machine(root: Path) -> None:
+    """Raises Missing with what the machine lacks for a data path, and how to get it."""
+    lacking = [check for check in all_checks(root) if check.needed and not check.ok]
+    if lacking:
+        raise Missing("; ".join(f"{check.what}: {check.hint}" for check in lacking))

@@ -40,7 +40,13 @@ MONITORED = tuple(
         r"verdict Forwarded GET http://nginx/welcome => 200",
     )
 )
-"""What the monitor prints about the two requests of the last act."""
+"""What the monitor prints about the two requests of the last act: the text's lines, but for
+numbers and labels."""
+
+DROPPED = re.compile(
+    rf"xx drop \(Policy denied\) .* from \d+ {_LABELS} to \d+ {_LABELS}: \S+ -> \S+:80 tcp SYN"
+)
+"""And about a connection that is denied before."""
 
 
 def tell(stage: Stage) -> None:
@@ -62,8 +68,10 @@ def tell(stage: Stage) -> None:
 
         command(stage, agent, "policy", "import", "--wait", L4)
         stage.table("who may reach it")
-        _head(stage, lab, ALLOWED, "200")
-        _head(stage, lab, OTHER, "000")
+        with agent.monitor("drop") as monitor:
+            _head(stage, lab, ALLOWED, "200")
+            _head(stage, lab, OTHER, "000")
+            _show(stage, monitor, DROPPED)
         stage.check("the node", "Envoys that this takes", 0, len(agent.envoys()))
 
         command(stage, agent, "policy", "import", "--wait", L7)
@@ -72,7 +80,9 @@ def tell(stage: Stage) -> None:
             _head(stage, lab, ALLOWED, "403")
             _get(stage, lab, ALLOWED, "200")
             _head(stage, lab, OTHER, "000")
-            _show_monitor(stage, monitor)
+            for pattern in MONITORED:
+                _show(stage, monitor, pattern)
+        command(stage, agent, "status")
         seen = _curl(lab[ALLOWED], lab["nginx-0"], "/welcome", "-w", "%header{x-client-address}")
         stage.check("nginx-0", "sees its client's address", lab[ALLOWED].ipv4, seen)
         check_cleanup(stage, agent)
@@ -99,15 +109,13 @@ def _curl(client: Endpoint, server: Endpoint, path: str, *options: str) -> str:
     return client.run("curl", *quiet, *known, *options, f"http://nginx{path}").stdout
 
 
-def _show_monitor(stage: Stage, monitor: Monitor) -> None:
-    """The lines of one server's three entries are the text's, but for numbers and labels."""
-    for pattern in MONITORED:
-        entry = monitor.next(partial(_reads, pattern))
-        if entry is not None:
-            said(stage, click.style(line(entry, 1), dim=True))
-        found = "there" if entry else "not there"
-        what = pattern.pattern.rpartition("verdict ")[2]
-        stage.check("proxylib monitor", what, "there", found)
+def _show(stage: Stage, monitor: Monitor, pattern: re.Pattern[str]) -> None:
+    """The next line of the monitor that reads so; there has to be one."""
+    entry = monitor.next(partial(_reads, pattern))
+    if entry is not None:
+        said(stage, click.style(line(entry, 1), dim=True))
+    what = "a drop" if pattern is DROPPED else pattern.pattern.rpartition("verdict ")[2]
+    stage.check("proxylib monitor", what, "there", "there" if entry else "not there")
 
 
 def _reads(pattern: re.Pattern[str], entry: Entry) -> bool:

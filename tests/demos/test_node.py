@@ -27,7 +27,7 @@ def tell(story: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("story", "rows"), [("nginx", 20), ("memcached", 26)])
+@pytest.mark.parametrize(("story", "rows"), [("nginx", 21), ("memcached", 26)])
 def test_a_story(story: str, rows: int) -> None:
     namespaces.check()
     done = tell(story)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from bpf import maps
+from bpf.schema import CONNTRACK_VALUE
 from tests.integration.node.site import Site, apps, eventually, http, policy, ports
 from tests.integration.node.traffic import NO_ANSWER, SILENCE, Pages, Talk, fetch, silent
 
@@ -104,6 +106,43 @@ def test_a_judged_connection_that_is_allowed_no_longer(node: Site, version: str)
         assert pages.get("/a") == "200"
         node.put(judged("/a", app="other"))
         assert pages.get("/a", SILENCE) not in ("200", "403")
+
+
+def age(node: Site) -> None:
+    """Every connection that is known has expired, as if nobody had used it for hours."""
+    (folder,) = maps.folders(node.agent.bpf_root)
+    opened = maps.read_maps(folder)
+    at = CONNTRACK_VALUE.offsets()["expires"]
+    for key, value in opened["conntrack"].items():
+        opened["conntrack"].set(key, value[:at] + bytes(8) + value[at + 8 :])
+    maps.close_maps(opened)
+
+
+def test_a_connection_that_has_expired_is_judged_as_a_new_one(node: Site, version: str) -> None:
+    # What the server sends then is judged as its own: it may make no connections.
+    mute = policy("mute", "server", egress=[apps("toEndpoints", "nobody")])
+    node.policies(allowed("client"), mute)
+    address = getattr(node.lab["server"], version)
+    with Talk(node.lab["client"], address) as talk:
+        assert talk.say("one") == "one"
+        age(node)
+        assert talk.say("two") == "two"
+        node.put(allowed("other"))
+        age(node)
+        assert talk.say("three", SILENCE) == NO_ANSWER
+        node.put(allowed("client"))
+        assert talk.hear(20) == "three"
+
+
+def test_a_judged_connection_that_has_expired_is_its_parsers_still(
+    node: Site, version: str
+) -> None:
+    node.policies(judged("/a"))
+    with Pages(node.lab["client"], getattr(node.lab["server"], version)) as pages:
+        assert [pages.get("/a"), pages.get("/b")] == ["200", "403"]
+        for _ in range(3):
+            age(node)
+            assert [pages.get("/a"), pages.get("/b")] == ["200", "403"]
 
 
 def test_thousands_of_changes_let_nothing_through(node: Site) -> None:
