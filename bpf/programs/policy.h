@@ -61,7 +61,7 @@ static __always_inline bool is_audit(const struct policy_value *said)
 }
 
 /* What the policy in `slot` says: the two look-ups, joined. */
-static __always_inline struct policy_value ask(u32 slot, const struct question *question)
+static __always_inline struct policy_value ask_slot(u32 slot, const struct question *question)
 {
 	struct policy_key key = {
 		.prefixlen = 96,
@@ -90,6 +90,26 @@ static __always_inline struct policy_value ask(u32 slot, const struct question *
 			joined.would = found->would;
 	}
 	return joined;
+}
+
+/* What the endpoint's policy says. If it is replaced meanwhile, the old slot's entries are being
+ * deleted, and what was found may be half of it: the new one is asked. Returns 0 or a reason. */
+static __always_inline int ask(const struct question *question, struct policy_value *said)
+{
+	struct endpoint_value *endpoint;
+	u32 slot;
+
+	for (int i = 0; i < 2; i++) {
+		endpoint = endpoint_lookup(&question->endpoint);
+		if (!endpoint)
+			return REASON_NO_POLICY;
+		slot = endpoint->slot;
+		*said = ask_slot(slot, question);
+		endpoint = endpoint_lookup(&question->endpoint);
+		if (likely(endpoint && endpoint->slot == slot))
+			return 0;
+	}
+	return REASON_NO_POLICY;
 }
 
 static __always_inline int denied(const struct policy_value *said)
@@ -127,20 +147,19 @@ static __always_inline int ask_far_end(struct __sk_buff *skb, const struct packe
 				       struct policy_value *said)
 {
 	struct question question = *near;
-	struct endpoint_value *endpoint;
 	struct policy_value far;
 	u32 *number = address_lookup(address);
+	int reason;
 
 	if (!number)
 		return 0;
 	question.endpoint = *number;
-	endpoint = endpoint_lookup(&question.endpoint);
-	if (!endpoint)
-		return REASON_NO_POLICY;
 	question.direction = INGRESS;
 	question.own_identity = near->peer_identity;
 	question.peer_identity = near->own_identity;
-	far = ask(endpoint->slot, &question);
+	reason = ask(&question, &far);
+	if (reason)
+		return reason;
 	/* Its own program judges the packet when it comes by, which the proxy's do not. */
 	if (!near->proxied && !wants_proxy(said) && !wants_proxy(&far))
 		return 0;
@@ -176,7 +195,9 @@ static __always_inline int judge(struct __sk_buff *skb, const struct packet *pac
 	question->peer_identity = identity_of(peer);
 	if (question->peer_identity == IDENTITY_UNRESOLVED)
 		return REASON_INVALID_IDENTITY;
-	said = ask(endpoint->slot, question);
+	reason = ask(question, &said);
+	if (reason)
+		return reason;
 	tell_verdict(skb, packet, question, &said);
 	if (!passes(&said))
 		return denied(&said);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -259,6 +260,41 @@ def test_audit_mode_passes_and_tells(plane: Plane, taken: list[RunningProxy]) ->
     # As long as it has no proxy, nothing is cut.
     plane.policy("client", *OPEN, Entry(EGRESS, 0, TCP, PORT, 1, would=REDIRECT))
     assert connects(client, address, PORT)
+
+
+def test_a_policy_is_replaced_in_one_step(plane: Plane) -> None:
+    """While it is, what both policies allow is not denied, and what both deny does not pass."""
+    node, client = plane.lab.node, plane.lab["client"]
+    index, answers, stop = node.ifindex(client.interface), set(), threading.Event()
+    frames = {
+        port: ethernet(ipv4(client.ipv4, "198.51.100.7", TCP, tcp(5000, port)))
+        for port in (PORT, PORT + 1)
+    }
+
+    def ask() -> None:
+        with node.entered():
+            while not stop.is_set():
+                for port, frame in frames.items():
+                    ran = syscall.run_program(plane.from_endpoint, frame, index)
+                    answers.add((port, ran.code))
+
+    def replace(round_: int) -> None:
+        # Wide, and what takes back from it; in a new place each time.
+        others = [Entry(EGRESS, 5000 + round_ + n, TCP, n + 1) for n in range(30)]
+        said = [Entry(EGRESS), Entry(EGRESS, WORLD, TCP, PORT + 1, DENY)]
+        plane.policy("client", *others, *said)
+
+    replace(0)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for round_ in range(400):
+            replace(round_)
+    finally:
+        stop.set()
+        asking.join()
+    assert answers == {(PORT, 0), (PORT + 1, 2)}
+    assert set(plane.drops()) == {"POLICY_DENY"}
 
 
 def test_the_mark_has_the_sources_identity(plane: Plane) -> None:
