@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from node.client import AgentClient, AgentFailed, NotThere
 from node.cni.protocol import (
@@ -39,6 +39,9 @@ from node.errors import NodeError, SetupError
 SOCKET = "/run/proxylib/proxylib.sock"
 """The agent's socket, where the configuration names none."""
 
+STARTED = ("ready", "waiting-for-proxy")
+"""The states of an endpoint whose policy is in force, or what it needs is closed."""
+
 PATIENCE = 10.0
 """Seconds that CHECK waits for a proxy that starts: it may come right after ADD."""
 
@@ -53,21 +56,20 @@ ATTACHMENT = "cni-attachment-id"
 
 def main() -> None:
     """Entry point of the console script."""
-    text = sys.stdin.buffer.read(MAX_CONFIG + 1)
-    status, output = run(os.environ, text)
+    status, output = run(os.environ, sys.stdin.buffer)
     sys.stdout.write(output)
     sys.stdout.flush()
     sys.exit(status)
 
 
-def run(environment: Mapping[str, str], text: bytes) -> tuple[int, str]:
+def run(environment: Mapping[str, str], given: BinaryIO) -> tuple[int, str]:
     """The exit status and the output that answer a runtime's request."""
     version = VERSIONS[-1]
     try:
         command = command_of(environment)
-        config = read_config(text)
+        config = read_config(given.read(MAX_CONFIG + 1))
         version = version_of(config)
-        request = read_request(environment, config)
+        request = read_request(command, environment, config)
         result = _COMMANDS[command](request)
     except CniError as error:
         return 1, json.dumps(error.to_json(version)) + "\n"
@@ -92,7 +94,12 @@ def _add(request: Request) -> Mapping[str, Any]:
             break
         _delete(client, endpoint["id"])
     else:
-        client.call("POST", "endpoint", json=wanted)
+        made = client.call("POST", "endpoint", json=wanted)
+        if made["state"] not in STARTED:
+            _delete(client, made["id"])
+            raise CniError(
+                Code.TRY_AGAIN_LATER, f"the endpoint is {made['state']}", made.get("reason", "")
+            )
     return {**request.result, "cniVersion": request.version}
 
 

@@ -174,9 +174,10 @@ def version_of(config: Mapping[str, Any]) -> str:
     return version if version in VERSIONS else VERSIONS[-1]
 
 
-def read_request(environment: Mapping[str, str], config: Mapping[str, Any]) -> Request:
-    """The request of a runtime with this configuration. Raises CniError."""
-    command = command_of(environment)
+def read_request(
+    command: str, environment: Mapping[str, str], config: Mapping[str, Any]
+) -> Request:
+    """What a runtime asks by a command with this configuration. Raises CniError."""
     if command == "VERSION":
         return Request(command, version_of(config), "")
     version = config.get("cniVersion")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from node.commands.remote import agent, remote, show_json
-from node.tables import show, table
+from node.tables import mark, safe, show, table
 
 _NUMBER = click.argument("number", type=click.IntRange(1, 65535), metavar="ID")
 _LABEL = "LABEL is source:key=value, such as k8s:app=nginx; the source may be left out."
@@ -162,6 +162,9 @@ def add(
     request |= {key: value for key, value in (where | how).items() if value}
     with agent(socket_path) as client:
         endpoint = client.call("POST", "endpoint", json=request)
+    if endpoint["state"] not in ("ready", "waiting-for-proxy"):
+        said = f"endpoint {endpoint['id']} is {endpoint['state']}: {endpoint.get('reason', '')}"
+        click.echo(f"{mark('proxylib: warning: ', 'warning')}{safe(said)}", err=True)
     if as_json:
         show_json(endpoint)
     else:

@@ -15,8 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from demos.namespaces import Lab, Namespace
+from node.cli import cli
 from node.cni.protocol import VALID_ATTACHMENTS
 from tests.node.agent.nodes import programs
 from tests.node.agents import http_client
@@ -43,7 +45,7 @@ class Rig:
             *(sys.executable, "-m", "node", "agent", "--json"),
             *("--state-dir", self.folder / "state", "--run-dir", self.folder),
             *("--bpf-root", self.lab.bpffs() / "proxylib", "--bpf-cache", programs().name),
-            *("--envoy", "none"),
+            *("--envoy", "none", "--bpf-policy-map-max", "256"),
             cwd=ROOT,
             stdout=subprocess.PIPE,
         )
@@ -64,6 +66,10 @@ class Rig:
         path = Path("/run/netns", f"{self.lab.node.netns}-{name}")
         subprocess.run(["ip", "netns", "add", path.name], check=True)
         return path
+
+    def cli(self, *words: str, stdin: str | None = None) -> Result:
+        environment = {"PROXYLIB_SOCKET": str(self.folder / "proxylib.sock")}
+        return CliRunner().invoke(cli, words, env=environment, input=stdin)
 
     def endpoints(self) -> Any:
         with http_client(self.folder / "proxylib.sock") as http:
@@ -255,6 +261,35 @@ def test_labels_that_are_none_are_refused(rig: Rig) -> None:
         rig.runtime.add("a1", rig.container("a"), labels=["k8s:app=\x1b[2J"])
     assert failed.value.error["code"] == 100
     assert rig.endpoints() == []
+
+
+def test_what_cannot_be_judged_does_not_start(rig: Rig) -> None:
+    """A policy that is too large is no policy."""
+    cidrs = ", ".join(f"192.0.2.{n}/32" for n in range(1, 254))
+    policy = f"""
+kind: CiliumNetworkPolicy
+metadata: {{name: large}}
+spec:
+  endpointSelector: {{matchLabels: {{app: large}}}}
+  ingress:
+  - fromCIDR: [{cidrs}]
+    toPorts: [{{ports: [{{port: "1", protocol: TCP}}, {{port: "2", protocol: TCP}}]}}]
+"""
+    netns = rig.container("a")
+    assert rig.cli("policy", "import", "-", stdin=policy).exit_code == 0
+    with pytest.raises(Failed, match="the endpoint is not-ready") as failed:
+        rig.runtime.add("a1", netns, labels=["app=large"])
+    assert failed.value.error["code"] == 11
+    assert "policy" in failed.value.error["details"]
+    assert rig.endpoints() == []
+    # A person is told, and may make room.
+    added = rig.cli("endpoint", "add", "--netns", netns.name, "--label", "app=large")
+    assert added.exit_code == 0
+    assert "is not-ready: " in added.stderr
+    assert "bpf-policy-map-max" in added.stderr
+    assert rig.cli("policy", "delete", "large").exit_code == 0
+    assert [e["state"] for e in rig.endpoints()] == ["ready"]
+    assert rig.cli("endpoint", "delete", added.stdout.strip()).exit_code == 0
 
 
 def test_a_container_ends_while_there_is_no_agent(rig: Rig) -> None:

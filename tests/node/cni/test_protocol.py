@@ -16,6 +16,7 @@ from node.cni.protocol import (
     CniError,
     Code,
     Request,
+    command_of,
     read_config,
     read_request,
 )
@@ -49,7 +50,8 @@ ENVIRONMENT = {
 
 def read(command: str = "ADD", *, env: dict[str, str] | None = None, **config: Any) -> Request:
     environment = {**ENVIRONMENT, "CNI_COMMAND": command, **(env or {})}
-    return read_request(environment, read_config(json.dumps({**CONFIG, **config}).encode()))
+    given = read_config(json.dumps({**CONFIG, **config}).encode())
+    return read_request(command_of(environment), environment, given)
 
 
 def refused(code: Code, command: str = "ADD", **more: Any) -> CniError:
