@@ -14,7 +14,6 @@ from node.agent.opening import own_addresses
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
 from node.monitor.watch import Watch
-from xds.changes import Change
 from xds.control import ControlServer
 
 
@@ -45,4 +44,4 @@ class Node:
         with suppress(BpfError):  # The kernel does not say them now.
             own = own_addresses()
             if own != self.control.engine.own_addresses:
-                self.control.change(Change(own=own), revision=self.control.server.revision)
+                self.repository.set_own_addresses(own)

@@ -32,6 +32,7 @@ from node.agent.state import PolicyFile, State, changed_items, load_state
 from node.agent.store import Store
 from node.agent.transition import change_of, refuse_twice
 from proxylib.errors import ConfigError
+from xds.changes import Change
 from xds.control import ControlServer
 from xds.endpoints import Enforcement, NamedPort
 from xds.fqdn import match_name
@@ -376,6 +377,11 @@ class Repository:
             return replace(state, services=kept)
 
         return self._change(change)
+
+    def set_own_addresses(self, own: frozenset[str]) -> None:
+        """Say which addresses are the host's. No change of the state: it has the same revision."""
+        with self._changing:
+            self._control.change(Change(own=own), revision=self._state.revision)
 
     def resolve_redirects(self) -> None:
         """Move redirects whose proxy port somebody else has. Raises ConfigError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -263,3 +264,30 @@ def test_an_etcd_that_is_not_there_is_said(tmp_path: Path) -> None:
         running(tmp_path, etcd="127.0.0.1:1"),
     ):
         pass
+
+
+def test_own_addresses_change_while_policies_do(tmp_path: Path) -> None:
+    """Each is one change, in an order of revisions: none ends the agent."""
+    failed: list[Exception] = []
+    done = threading.Event()
+    with running(tmp_path) as agent:
+        assert agent.node is not None
+        repository = agent.node.repository
+
+        def move() -> None:
+            try:
+                for number in itertools.cycle(range(1, 250)):
+                    if done.is_set():
+                        return
+                    repository.set_own_addresses(frozenset({f"192.0.2.{number}"}))
+            except Exception as error:
+                failed.append(error)
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        for number in range(1, 30):
+            assert agent.add_endpoint(f"10.0.0.{number}", "app=r2d2").status_code == 201
+        done.set()
+        mover.join()
+        assert repository.state.revision == 29
+    assert failed == []
