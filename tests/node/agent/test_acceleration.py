@@ -12,6 +12,7 @@ from bpf.errors import BpfError
 from bpf.sockmap import Sockmap
 from demos.namespaces import Endpoint
 from node.agent.acceleration import Acceleration
+from node.agent.cleanup import clean
 from node.agent.endpoints import NodeEndpoint
 from tests.conftest import MakeLab
 from tests.node.agent.nodes import add, agent_in, eventually, ingress, put
@@ -88,6 +89,10 @@ def test_who_asks_for_it_takes_part(make_lab: MakeLab) -> None:
         agent.http.delete("/endpoint/1")
         assert agent.node.links.acceleration.sockmap is not None
         assert agent.node.links.acceleration.sockmap.members() == frozenset()
+    with lab.node.entered():
+        done = clean(agent.config)
+    assert any("sockmap" in line for line in done)
+    assert not agent.config.bpf_root.exists()
 
 
 def test_an_agent_that_has_none(make_lab: MakeLab) -> None:
