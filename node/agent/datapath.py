@@ -25,7 +25,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from bpf.errors import BpfError
+from bpf.errors import BpfError, IpcacheFull
 from node.agent.endpoints import NodeEndpoint
 from node.agent.entries import Listening, Translated, translate
 from node.agent.prefixes import Prefixes
@@ -294,10 +294,17 @@ class NodeDatapath:
                 with datapath.transaction():
                     self._write(datapath, dirty, delta)
         except BpfError as error:
-            self._count("the data path", str(error))
-            self._dirty |= {*wanted}
-            for number in wanted:
-                self._health[number] = Health("not-ready", str(error))
+            self._all_failed(wanted, str(error))
+        except Exception as error:
+            # A change that is in force elsewhere must not be taken back for a fault of ours here.
+            log.exception("the data path: a fault of the agent's own")
+            self._all_failed(wanted, f"a fault of the agent's own: {error!r}")
+
+    def _all_failed(self, wanted: Collection[int], reason: str) -> None:
+        self._count("the data path", reason)
+        self._dirty |= {*wanted}
+        for number in wanted:
+            self._health[number] = Health("not-ready", reason)
 
     def _write(
         self, datapath: Datapath, dirty: Collection[int], delta: Mapping[str, int | None]
@@ -413,6 +420,13 @@ class NodeDatapath:
             return set()
         return set(npds.NetworkPolicyHosts.FromString(body).host_addresses)
 
+    def _tell_identities(self, datapath: Datapath, part: Mapping[str, int | None]) -> None:
+        try:
+            datapath.set_identities(part)
+        except IpcacheFull:
+            # What there is no room for is closed there, said, and tried again with the next.
+            self._failures += 1
+
     def _identify(self, datapath: Datapath, delta: Mapping[str, int | None]) -> None:
         """Write what addresses are; endpoints that depend on it are closed if that fails."""
         try:
@@ -420,7 +434,7 @@ class NodeDatapath:
             for new in (True, False):
                 part = {p: number for p, number in delta.items() if (number is not None) is new}
                 if part:
-                    datapath.set_identities(part)
+                    self._tell_identities(datapath, part)
                     self._identities.written(part)
         except BpfError as error:
             self._count("identities of addresses", str(error))

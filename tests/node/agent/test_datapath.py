@@ -429,3 +429,40 @@ def test_a_data_path_that_comes_late(make_lab: MakeLab) -> None:
         assert ask(lab["client"], lab["server"].ipv4, b"x", timeout=0.5) == b""
         lab.node.ip("link del lxc2")
         eventually(lambda: agent.get("/endpoint/2")["state"] == "disconnected")
+
+
+def test_an_ipcache_that_is_full_closes_what_it_cannot_tell_apart(make_lab: MakeLab) -> None:
+    lab = make_lab("client", "server")
+    serve(lab["server"])
+    with agent_in(lab, bpf_ipcache_max="1024") as agent:
+        add(agent, lab["client"], "app=client")
+        add(agent, lab["server"], "app=server")
+        assert agent.node is not None
+        ours, server = agent.node.links.datapath, lab["server"].ipv4
+        failures = ours.failures
+        many = ", ".join(f"198.18.{n >> 8}.{n & 255}/32" for n in range(1100))
+        put(agent, CIDRS.format(cidr=many))
+        assert ours.failures > failures
+        # Who has room is known, and judged as ever.
+        assert agent.get("/endpoint/2")["state"] == "ready"
+        assert ask(lab["client"], server, b"x") == CLIENT + b"x"
+        put(agent, CIDRS.format(cidr="198.18.0.0/15"))
+        assert ask(lab["client"], server, b"x") == CLIENT + b"x"
+
+
+def test_a_fault_of_our_own_takes_no_change_back(lab: Lab, agent: Agent) -> None:
+    assert agent.node is not None
+    ours = agent.node.links.datapath
+    assert ours.datapath is not None
+
+    def fail(number: int, entries: object) -> None:
+        raise RuntimeError("a slip")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours.datapath, "set_policy", fail)
+        answer = agent.put_policy(ingress())
+        assert answer.status_code == 200
+        assert "a slip" in agent.get("/endpoint/2")["reason"]
+    eventually(lambda: agent.node.tick() or not ours.pending())  # type: ignore[union-attr, func-returns-value]
+    assert ask(lab["client"], lab["server"].ipv4, b"x") == CLIENT + b"x"
+    assert ask(lab["other"], lab["server"].ipv4, b"x", timeout=0.5) == b""
