@@ -41,7 +41,10 @@ class ProxyConfig:
     binary: None finds it. netns: path of the network namespace that it lives in; None
     is ours. drain_time, parent_shutdown_time: seconds from a take-over until the old
     generation has asked all its connections to end, and until it ends itself with those
-    that are left. log_limit: bytes of its log, twice that with the one before.
+    that are left; Envoy counts them from when the new one began to load its listeners, which
+    may be some seconds before it takes over (proxylib.embed.ENVOY_POLICY_WAIT), so they
+    are to be much longer than that where nothing may be lost. log_limit: bytes of its log,
+    twice that with the one before.
     """
 
     folder: Path

@@ -22,7 +22,7 @@ def test_redirected_connections_do_not_notice(make_lab: MakeLab, mode: str) -> N
     lab = make_lab("client", "server")
     serve(lab["server"])
     client, server = lab["client"], lab["server"].ipv4
-    times = ("--envoy-drain-time", "1", "--envoy-parent-shutdown-time", "4")
+    times = ("--envoy-drain-time", "1", "--envoy-parent-shutdown-time", "8")
     agent = NodeAgent(lab, "--bpf-cache", programs().name, *times)
     agent.start()
     with http_client(agent.socket) as http:

@@ -66,7 +66,7 @@ class Scene:
         settings: dict[str, Any] = {
             "bootstrap": NodeBootstrap("node", self.folder / "xds.sock", Path("unused")),
             "drain_time": 1,
-            "parent_shutdown_time": 2,
+            "parent_shutdown_time": 3,
             "concurrency": self.node.concurrency,
         }
         return ProxyConfig(folder / "state", folder / "run", **settings | changes)

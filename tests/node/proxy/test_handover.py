@@ -92,7 +92,7 @@ def test_http_clients_are_told_to_come_again() -> None:
 
 
 def test_a_connection_lives_until_the_old_one_ends(node: Scene) -> None:
-    proxy = node.proxy(node.config(parent_shutdown_time=4))
+    proxy = node.proxy(node.config(parent_shutdown_time=6))
     proxy.start()
     with Droid(node.port) as old:
         assert old.ask() == b"HALT"
@@ -103,7 +103,7 @@ def test_a_connection_lives_until_the_old_one_ends(node: Scene) -> None:
         while not proxy.status.reload_waits:
             assert old.ask() == b"HALT"
         assert proxy.status.epoch == 1, "a third one would end the first"
-        while time.time() < draining.ends - 2:
+        while time.time() < draining.ends - 4:
             assert old.ask() == b"HALT"
         assert proxy.wait(lambda s: not s.draining, 10).draining == ()
         assert old.ask() == b""

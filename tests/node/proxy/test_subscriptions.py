@@ -124,7 +124,8 @@ def test_a_policy_that_comes_late_costs_no_request() -> None:
             late(folder / "late.sock", folder / "xds.sock", 1.5),
             scene(folder, xds_path=folder / "late.sock") as node,
         ):
-            proxy = node.proxy()
+            # The time of an old one begins when the new one begins to wait.
+            proxy = node.proxy(node.config(parent_shutdown_time=8))
             proxy.start()
             traffic = Traffic(connecting(node.port))
             proxy.reload()
