@@ -17,8 +17,8 @@ CLIENT = b"::ffff:10.1.0.2 "
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("mode", ["node", "sidecar"])
-def test_redirected_connections_do_not_notice(make_lab: MakeLab, mode: str) -> None:
+def test_redirected_connections_do_not_notice(make_lab: MakeLab) -> None:
+    """One in the node; tests/node/proxy/test_launch.py has one in another namespace."""
     lab = make_lab("client", "server")
     serve(lab["server"])
     client, server = lab["client"], lab["server"].ipv4
@@ -28,7 +28,7 @@ def test_redirected_connections_do_not_notice(make_lab: MakeLab, mode: str) -> N
     with http_client(agent.socket) as http:
         api = Agent(settings(Path(lab.folder)), http)
         for name in ("client", "server"):
-            body = {"netns": lab[name].netns, "labels": [f"app={name}"], "mode": mode}
+            body = {"netns": lab[name].netns, "labels": [f"app={name}"]}
             assert api.http.post("/endpoint", json=body).status_code == 201
         agent.proxylib("policy", "import", "-", "--wait", stdin=ingress("READ"))
         assert ask(client, server, b"READ x") == CLIENT + b"READ x"
@@ -44,6 +44,7 @@ def test_redirected_connections_do_not_notice(make_lab: MakeLab, mode: str) -> N
                     try:
                         with connect(client, server, timeout=20) as connection:
                             answers.append(say(connection, line))
+                        stopping.wait(0.01)
                     except OSError as error:
                         answers.append(f"{line!r}: {error!r} after {time.monotonic() - began} s")
 
