@@ -257,13 +257,13 @@ class NodeDatapath:
                 self._problem = str(error)
                 raise
             self._problem = ""
-            wanted = {*self._wanted()}
+            wanted = {*self._wanted()} - self._gone.keys()
             # Of an agent before us: those that are still wanted are attached again, which
             # takes nothing away; the others are to go.
             found = self._datapath.attached()
             self._links = {number: link for number, link in found.items() if number not in wanted}
             self._policies.clear()
-            self._dirty |= wanted | self._links.keys()
+            self._dirty |= {*self._wanted(), *self._links}
             self._identities = Prefixes(self._datapath.identities())
             self._identities.set_all(self._engine.addresses())
             self._identities.set_own(own)

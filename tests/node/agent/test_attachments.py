@@ -23,6 +23,7 @@ from tests.node.agents import Agent, running
 def agent_of(lab: Lab, folder: Path, **more: Any) -> Iterator[Agent]:
     """An agent whose threads, and so its sockets, are in the lab's node."""
     settings = {
+        "datapath": "auto",
         "bpf_root": lab.bpffs() / "proxylib",
         "bpf_cache": Path(programs().name),
         "envoy": "none",
