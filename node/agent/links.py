@@ -185,7 +185,8 @@ class NodeLinks:
     def _settle_proxies(self, attached: Collection[int]) -> None:
         sidecars = self._sidecars()
         needed: dict[int, bool] = {}
-        for number in attached:
+        # Those of an agent before us may be sidecars': that is known when endpoints are told.
+        for number in filter(self._endpoints.__contains__, attached):
             place = number if number in sidecars else NODE
             needed[place] = needed.get(place, False) or bool(self._redirects.of(number))
         self._needed = [number for number, now in needed.items() if now and self.proxies.enabled]

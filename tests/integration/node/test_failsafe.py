@@ -87,7 +87,7 @@ def test_the_agent_is_killed_and_the_next_takes_over(made: Site) -> None:
             time.sleep(0.05)
         made.agent.start()
         assert [talk.say("three"), pages.get("/a"), pages.get("/b")] == ["three", "200", "403"]
-        assert made.agent.envoys() == envoys
+        eventually(made.agent.envoys, envoys)
         made.wait_ready()
         made.agent.kill()
         made.agent.start()
@@ -140,6 +140,38 @@ def test_envoy_is_killed_and_comes_back(made: Site) -> None:
     assert set(said) == {"x"}
     assert denied["403"] > 3
     assert not [result for result in denied if result.startswith("200")]
+
+
+def test_a_sidecar_is_killed_outlives_the_agent_and_goes_with_its_endpoint() -> None:
+    with (
+        Lab("client", "server", "other") as lab,
+        web(lab["server"], lab["server"].ipv4),
+        lines(lab["server"], lab["server"].ipv4),
+        site(lab, mode="sidecar") as made,
+    ):
+        made.policies(*rules("/a"))
+        client, address = lab["client"], lab["server"].ipv4
+        own = f"200 {client.ipv4}"
+        (before,) = made.agent.envoys()
+        assert before in lab["server"].pids()
+        with Talk(client, address) as talk:
+            os.kill(before, signal.SIGKILL)
+            eventually(lambda: fetch(client, address, "/a", timeout=SILENCE), own)
+            assert talk.say("x") == "x"
+        made.agent.kill()
+        assert [fetch(client, address, path) for path in ("/a", "/b")] == [own, "403"]
+        assert silent(lab["other"], address, "/a")
+        (envoy,) = made.agent.envoys()
+        made.agent.start()
+        made.wait_ready()
+        # For a moment there is a process that only says which release it is.
+        eventually(made.agent.envoys, [envoy])
+        assert fetch(client, address, "/b") == "403"
+        assert made.http.delete(f"/endpoint/{made.numbers['server']}").is_success
+        eventually(made.agent.envoys, [])
+        made.agent.stop()
+        made.agent.cleanup()
+        assert made.agent.left() == []
 
 
 def test_without_agent_and_envoy_nothing_opens(made: Site) -> None:
