@@ -12,6 +12,8 @@
  * No packet brings a mark along from another namespace. In a sidecar the application is in the
  * proxy's own: who may set marks there (CAP_NET_RAW, CAP_NET_ADMIN) can pass for the proxy.
  */
+#include <linux/errno.h>
+
 #include "proxy.h"
 
 #define NOT_RELATED -1
@@ -29,13 +31,7 @@ static __always_inline bool is_link_local(const struct addr *address)
 	return address->bytes[0] == 0xfe && (address->bytes[1] & 0xc0) == 0x80;
 }
 
-static __always_inline bool is_unspecified(const struct addr *address)
-{
-	return !address->words[0] && !address->words[1] && !address->words[2] &&
-	       !address->words[3];
-}
-
-/* What nobody has forwarded passes; an endpoint is no router. */
+/* What nobody has forwarded passes, and goes no further; an endpoint is no router. */
 static __always_inline int check_discovery(const struct packet *packet, u8 direction,
 					   const struct link_value *link)
 {
@@ -47,6 +43,9 @@ static __always_inline int check_discovery(const struct packet *packet, u8 direc
 		return REASON_ICMPV6_FORBIDDEN;
 	if (direction == INGRESS)
 		return REASON_FORWARDED;
+	if (packet->destination.bytes[0] != 0xff && !is_link_local(&packet->destination) &&
+	    identity_of(&packet->destination) != IDENTITY_HOST)
+		return REASON_ICMPV6_FORBIDDEN;
 	if (type == MLD_QUERY || type == NDP_ROUTER_ADVERTISEMENT || type == NDP_REDIRECT)
 		return REASON_ICMPV6_FORBIDDEN;
 	if (is_link_local(&packet->source) || is_unspecified(&packet->source) ||
@@ -65,6 +64,42 @@ static __always_inline int check_address(const struct packet *packet, u8 directi
 	if (same_address(own, given) && !is_unspecified(own))
 		return 0;
 	return direction == EGRESS ? REASON_INVALID_SOURCE : REASON_UNKNOWN_TARGET;
+}
+
+/* A sender may leave a checksum to be written on the way, and say where: with that, a packet could
+ * become another behind our back. What is judged must not be written any more. No helper tells
+ * the place, but none cuts a packet off before it. */
+static __always_inline bool is_rewritten(struct __sk_buff *skb, const struct packet *packet)
+{
+	int level;
+
+	/* Of packets that a sender makes, only those that are left so are not changed by this. */
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_INC);
+	level = bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY);
+	if (level >= 0) {
+		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+		return false;
+	}
+	/* Two bytes, no earlier than behind the ports. */
+	return bpf_skb_change_tail(skb, packet->l4 + PORTS_LENGTH + 1, 0) != -EINVAL;
+}
+
+/* Whether a packet comes from elsewhere with the address of another endpoint of this node, whose
+ * packets come by its own interface. What this node itself sends comes by none. */
+static __always_inline bool is_spoofed(struct __sk_buff *skb, const struct addr *source)
+{
+#ifdef SIDECAR_ENDPOINT
+	return false; /* the interfaces of the node are not known here */
+#else
+	struct endpoint_value *endpoint;
+	u32 from = skb->ingress_ifindex, *number;
+
+	number = from ? address_lookup(source) : 0;
+	if (!number)
+		return false;
+	endpoint = endpoint_lookup(number);
+	return !endpoint || endpoint->ifindex != from;
+#endif
 }
 
 static __always_inline bool is_icmp_error(const struct packet *packet)
@@ -203,6 +238,8 @@ static __always_inline int begin(struct __sk_buff *skb, const struct packet *pac
 		if (owner == OWNER_UPSTREAM)
 			return to_proxy(skb, packet, direction, identity_of(&key->peer), 0);
 	}
+	if (direction == INGRESS && is_spoofed(skb, &key->peer))
+		return REASON_INVALID_SOURCE;
 	if (is_icmp(packet))
 		question.port = bpf_htons(packet->icmp_type);
 	reason = judge(skb, packet, &key->peer, &question, &judgement);
@@ -357,6 +394,9 @@ static __always_inline int run(struct __sk_buff *skb, u8 direction)
 		else if (likely(!reason))
 			reason = handle(skb, &packet, link, direction);
 	}
+	if (direction == EGRESS && likely(reason == REASON_FORWARDED && packet.l4) &&
+	    unlikely(is_rewritten(skb, &packet)))
+		reason = REASON_INVALID;
 	/* It was counted when it was sent back here. */
 	if (unlikely(arrived && reason == REASON_TO_PROXY))
 		return TC_ACT_OK;

@@ -43,6 +43,7 @@
 #define TCP_LEAST 20 /* bytes of a header */
 #define UDP_LEAST 8
 #define SCTP_LEAST 12
+#define PORTS_LENGTH 4 /* of what every header begins with that has ports */
 #define LONGEST_PACKET 0xffff /* what a header's own length can say */
 
 /* Not a reason: an ARP frame, which is for the link only. */
@@ -104,6 +105,12 @@ static __always_inline bool is_ipv4(const struct addr *address)
 {
 	return !address->words[0] && !address->words[1] &&
 	       address->words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_unspecified(const struct addr *address)
+{
+	return !address->words[0] && !address->words[1] && !address->words[2] &&
+	       !address->words[3];
 }
 
 static __always_inline bool is_icmp(const struct packet *packet)
@@ -260,6 +267,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
 	__builtin_memcpy(&packet->destination, &ip.daddr, sizeof(packet->destination));
 	/* They would be taken for IPv4's; RFC 4291 has no use for them on a wire. */
 	if (is_ipv4(&packet->source) || is_ipv4(&packet->destination))
+		return REASON_INVALID;
+	/* Who connects to the unspecified address, as the proxy would for its client, gets itself. */
+	if (is_unspecified(&packet->destination))
 		return REASON_INVALID;
 	return parse_ipv6_extensions(skb, packet, length);
 }

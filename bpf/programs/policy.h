@@ -11,6 +11,7 @@
 #include "events.h"
 
 #define IDENTITY_ANY 0
+#define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
 #define IDENTITY_UNRESOLVED 0xffffffff /* the ipcache has no room to tell these addresses apart */
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
 from bpf.errors import BpfError
@@ -87,17 +87,34 @@ def datapath_config(config: AgentConfig) -> DatapathConfig:
     )
 
 
-def own_addresses() -> frozenset[str]:
-    """The addresses of the caller's network namespace, but for loopback's.
+HEARD = frozenset({"fe80::/10", "ff00::/8", "224.0.0.0/4", "255.255.255.255"})
+"""What goes no further than to the node, who has it or not; a rule can name a group of these."""
 
-    Raises BpfError if the kernel does not say them.
+
+def own_addresses() -> frozenset[str]:
+    """What the caller's network namespace listens to, but for loopback's addresses.
+
+    Its own addresses; those that stand for all of a subnet (IPv4 broadcast) or for any router of
+    one (RFC 4291, 2.6.1); and `HEARD`. Raises BpfError if the kernel does not say them.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
         with IPRoute() as route:
-            found = [message.get_attr("IFA_ADDRESS") for message in route.get_addr()]
+            found = {
+                # Where there is a peer, IFA_ADDRESS is the peer's.
+                (told.get_attr("IFA_LOCAL") or told.get_attr("IFA_ADDRESS"), told["prefixlen"])
+                for told in route.get_addr()
+            }
     except (NetlinkError, OSError) as error:
         raise BpfError(f"the node's own addresses are not known: {error}") from error
-    return frozenset(a for a in found if a is not None and not ip_address(a).is_loopback)
+    own = {address for address, _ in found if address is not None}
+    for address, length in found:
+        if address is not None:
+            subnet = ip_interface(f"{address}/{length}").network
+            if subnet.num_addresses > 2:
+                own.add(str(subnet.network_address))
+                if subnet.version == 4:
+                    own.add(str(subnet.broadcast_address))
+    return HEARD | {address for address in own if not ip_address(address).is_loopback}

@@ -117,6 +117,7 @@ class Plane:
     maps: dict[str, Map] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     programs: list[int] = field(default_factory=list)
+    _interfaces: dict[int, int] = field(default_factory=dict)
     _slot: int = 0
     _epoch: int = 0
 
@@ -166,6 +167,7 @@ class Plane:
         """Put the programs on the node's end of the endpoint's link."""
         node, number = self.lab.node, endpoint.number
         ifindex = node.ifindex(endpoint.interface)
+        self._interfaces[number] = ifindex
         self._set_link(ifindex, endpoint, identity)
         for address in (endpoint.ipv4, endpoint.ipv6):
             self.maps["addresses"].set(mapped(address), schema.U32.pack(number))
@@ -195,7 +197,7 @@ class Plane:
         self.identify({endpoint.ipv4: identity, endpoint.ipv6: identity})
 
     def _set_endpoint(self, number: int, identity: int, slot: int) -> None:
-        value = schema.ENDPOINT.pack(identity, slot, 0, 0)
+        value = schema.ENDPOINT.pack(identity, slot, 0, self._interfaces.get(number, 0))
         self.maps["endpoints"].set(schema.U32.pack(number), value)
 
     def identify(self, identities: Mapping[str, int]) -> None:
