@@ -1,4 +1,4 @@
-"""What a hostile endpoint, or a host outside, sends to get round a policy or to pass for another."""
+"""What a hostile endpoint, or a host outside, sends to get round a policy, or as another."""
 
 from __future__ import annotations
 
