@@ -163,12 +163,14 @@ def command(
         return
     from node.agent.config import load_config
     from node.agent.daemon import run
+    from node.agent.places import check_places
 
     console = Console(as_json=as_json)
     _log_to(console)
     settings = load_config(flags, config=config, config_dir=config_dir)
     if check_config:
         click.echo(json.dumps(settings.settings(), indent=2))
+        check_places(settings)
         _check_machine(settings)
         return
     manager = Notifier()
@@ -205,8 +207,15 @@ def command(
 
 @command.command("cleanup")
 @click.option("--json", "as_json", is_flag=True, help="What was taken away, as a JSON list.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even if it was another network namespace's, which is no more.",
+)
 @_settings("state-dir", "run-dir", "bpf-root")
-def cleanup(config: Path | None, config_dir: Path | None, as_json: bool, **flags: Any) -> None:
+def cleanup(
+    config: Path | None, config_dir: Path | None, as_json: bool, force: bool, **flags: Any
+) -> None:
     """Take away what an agent has left in the kernel, and end its Envoys.
 
     That is: programs, maps, routes and rules; kernel settings are put back. From then on
@@ -217,7 +226,7 @@ def cleanup(config: Path | None, config_dir: Path | None, as_json: bool, **flags
     from node.agent.cleanup import clean
     from node.agent.config import load_config
 
-    done = clean(load_config(flags, config=config, config_dir=config_dir))
+    done = clean(load_config(flags, config=config, config_dir=config_dir), force=force)
     if as_json:
         click.echo(json.dumps(done))
     else:
