@@ -51,6 +51,10 @@ class SqliteStore:
         return self._connection or self._open()
 
     def _open(self) -> sqlite3.Connection:
+        # SQLite gives the files that it puts beside it the same mode.
+        self._path.touch(mode=0o600)
+        if self._path.is_file():
+            self._path.chmod(0o600)
         self._connection = sqlite3.connect(
             self._path, isolation_level=None, check_same_thread=False, timeout=1.0
         )
@@ -173,6 +177,10 @@ class SqliteStore:
         except sqlite3.OperationalError as error:
             why = "another process uses it" if "locked" in str(error) else str(error)
             raise ConfigError(f"{self._path}: identities cannot be kept there: {why}") from error
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path}: identities cannot be kept there: {error.strerror}"
+            ) from error
         except (sqlite3.Error, ValueError) as error:
             raise ConfigError(
                 f"{self._path}: not an identity store ({error}); move it away to start afresh"

@@ -122,6 +122,14 @@ def _numeric_parts(text: str) -> tuple[str, int]:
         raise ValueError(f"{text!r} is no IP:PORT: {host!r} is not an IP address") from None
 
 
+def _address(text: str) -> str:
+    """An IP address, as it is written shortest."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+
+
 def _envoy(text: str) -> str:
     if text in ("auto", "none") or text.startswith("/"):
         return text
@@ -179,7 +187,7 @@ class AgentConfig(BaseModel):
         max_length=253,
         description="what this node is called",
     )
-    node_ip: str = Field(
+    node_ip: Annotated[str, AfterValidator(_address)] = Field(
         default_factory=node_address, max_length=45, description="this node's own address"
     )
     proxy_ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = Field(
@@ -334,7 +342,12 @@ def load_config(
             name = str(detail["loc"][0]) if detail["loc"] else ""
             place = next((f" in {place}" for place, v in sources.items() if name in v), "")
             problems.append(_problem(name, detail["type"], detail["msg"]) + place)
-        raise UsageError("the configuration is wrong:\n  " + "\n  ".join(problems)) from error
+        raise wrong(problems) from error
+
+
+def wrong(problems: list[str]) -> UsageError:
+    """The error that says all of them."""
+    return UsageError("the configuration is wrong:\n  " + "\n  ".join(problems))
 
 
 def _problem(name: str, kind: str, message: str) -> str:

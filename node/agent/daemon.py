@@ -6,6 +6,7 @@ that an agent that starts again takes nothing away from Envoys that run.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -147,7 +148,10 @@ def run(config: AgentConfig) -> Iterator[Node]:
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
     """Hold the lock of a state directory. Raises SetupError if another agent does."""
-    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _no_lock(path, error) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,11 +161,19 @@ def only_one(path: Path) -> Iterator[None]:
                 f"another agent{f' (pid {owner})' if owner else ''} has the state directory "
                 f"{path.parent}; stop it, or give this one another --state-dir and --run-dir"
             ) from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise _no_lock(path, error) from error
         yield
     finally:
         os.close(lock)
+
+
+def _no_lock(path: Path, error: OSError) -> SetupError:
+    full = "; make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return SetupError(f"{path}: cannot be written: {error.strerror}{full}")
 
 
 def _directory(path: Path, mode: int) -> None:

@@ -45,6 +45,9 @@ RETRY, MAX_RETRY = 2.0, 60.0
 EXPIRE = 30.0
 """Seconds between looks for connections that have expired; the programs do not need them."""
 
+MAX_SHOWN = 20
+"""Endpoints that a warning names."""
+
 log = logging.getLogger(__name__)
 
 Opener = Callable[[], "Datapath"]
@@ -105,6 +108,7 @@ class NodeDatapath:
         # What is in force.
         self._health: dict[int, Health] = {}
         self._links: dict[int, Link] = {}
+        self._taken_over: Mapping[int, Link] = {}
         self._policies: dict[int, Translated] = {}
         self._gone: dict[int, str] = {}
         self._identities = Prefixes()
@@ -262,6 +266,7 @@ class NodeDatapath:
             # takes nothing away; the others are to go.
             found = self._datapath.attached()
             self._links = {number: link for number, link in found.items() if number not in wanted}
+            self._taken_over = found
             self._policies.clear()
             self._dirty |= {*self._wanted(), *self._links}
             self._identities = Prefixes(self._datapath.identities())
@@ -285,6 +290,7 @@ class NodeDatapath:
             return
         try:
             datapath = self._open()
+            self._tell_unknown()
             for identity in self._stale:
                 self._identities.set(identity, self._prefixes_of(identity))
             self._stale.clear()
@@ -299,6 +305,21 @@ class NodeDatapath:
             # A change that is in force elsewhere must not be taken back for a fault of ours here.
             log.exception("the data path: a fault of the agent's own")
             self._all_failed(wanted, f"a fault of the agent's own: {error!r}")
+
+    def _tell_unknown(self) -> None:
+        """Say whom an agent before us has judged and nobody judges any more."""
+        found, self._taken_over = self._taken_over, {}
+        unknown = [link for number, link in sorted(found.items()) if number not in self._endpoints]
+        if unknown:
+            shown = [_shown(link) for link in unknown[:MAX_SHOWN]]
+            more = f", and {len(unknown) - len(shown)} more" if len(unknown) > len(shown) else ""
+            log.warning(
+                "%d endpoints of an earlier agent are not in this one's state and are detached; "
+                "what goes to and from them passes unjudged until they are added again: %s%s",
+                len(unknown),
+                "; ".join(shown),
+                more,
+            )
 
     def _all_failed(self, wanted: Collection[int], reason: str) -> None:
         self._count("the data path", reason)
@@ -454,3 +475,8 @@ def _changed(before: Listening, after: Listening) -> set[Kind]:
     """The kinds that are taken elsewhere now; also those whose one-pass listener is another."""
     kinds = {kind for item in (before, after) for kind in (*item.ports, *item.problems)}
     return {kind for kind in kinds if before.of(kind) != after.of(kind)}
+
+
+def _shown(link: Link) -> str:
+    addresses = ", ".join(filter(None, (link.ipv4, link.ipv6)))
+    return f"endpoint {link.number} ({addresses or 'no address'})"

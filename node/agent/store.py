@@ -7,6 +7,7 @@ state means is repository.py's business: here are keys and JSON values.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -32,6 +33,9 @@ PRAGMA user_version={FORMAT};
 _SMALLEST = 512
 """Bytes of SQLite's smallest page: no database is smaller."""
 
+_ELSEWHERE = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY")
+"""What the names of SQLite's errors begin with whose reason is not what is in the file."""
+
 Key = tuple[str, str]
 """An item's kind, and its key among those."""
 
@@ -50,10 +54,7 @@ class Store:
         try:
             self._database = self._open()
         except (sqlite3.Error, OSError) as error:
-            raise ConfigError(
-                f"{path}: not usable as the agent's state ({error}); "
-                "move it away to start afresh, without policies and endpoints"
-            ) from error
+            raise ConfigError(f"{path}: {_unusable(error)}") from error
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.exists():
@@ -83,7 +84,7 @@ class Store:
             with closing(self._database.execute("SELECT kind, key, value FROM item")) as rows:
                 return {(kind, key): json.loads(value) for kind, key, value in rows}
         except (sqlite3.Error, ValueError) as error:
-            raise ConfigError(f"{self.path}: damaged ({error})") from error
+            raise ConfigError(f"{self.path}: {_unusable(error)}") from error
 
     @contextmanager
     def change(self, write: Items, delete: Collection[Key]) -> Iterator[None]:
@@ -119,6 +120,26 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _unusable(error: Exception) -> str:
+    """Why the file cannot be used, and what to do: a full disk has damaged nothing."""
+    told = getattr(error, "sqlite_errorname", "")
+    if told == "SQLITE_FULL" or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full ({error}): make room, and try again; the file is not damaged, so "
+            "leave it where it is"
+        )
+    if isinstance(error, OSError) or told.startswith(_ELSEWHERE):
+        return (
+            f"cannot be read or written ({error}): see to the disk and to rights; nothing says "
+            "that the file is damaged, so leave it where it is"
+        )
+    return (
+        f"not usable as the agent's state ({error}); put a copy back, or move it away to start "
+        "afresh, without policies and endpoints: what goes to and from endpoints then passes "
+        "unjudged, until they and their policies are added again"
+    )
 
 
 def _create(path: Path) -> None:

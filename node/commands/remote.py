@@ -17,7 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SOCKET = click.option(
     "--socket",
     "socket_path",
-    type=click.Path(path_type=Path),
+    # Who may not use it hears that of the client, with what to do.
+    type=click.Path(path_type=Path, readable=False),
     envvar="PROXYLIB_SOCKET",
     metavar="PATH",
     help="The agent's REST socket [default: $PROXYLIB_SOCKET, else /run/proxylib/proxylib.sock, "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from click.testing import CliRunner
 from node.cli import cli
 from proxylib.npds import POLICY_TYPE
 from tests.node.agents import Agent, r2d2, running
+from tests.node.conftest import ROOT
 from tests.xds.client import Subscriber
 
 
@@ -319,3 +323,35 @@ def test_odd_endpoints_are_refused(agent: Agent, arguments: tuple[str, ...], why
     assert why in result.stderr
     assert all(line.isprintable() for line in result.stderr.splitlines())
     assert agent.get("/endpoint") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("words", [("status",), ("monitor",), ("bpf", "ipcache", "list")])
+def test_who_has_no_right_hears_that(agent: Agent, words: tuple[str, ...]) -> None:
+    folder = agent.config.run_dir.parent
+    folder.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, *words],
+        cwd=ROOT,
+        env={**os.environ, "PROXYLIB_SOCKET": str(agent.config.api_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Usage" not in done.stderr
+    assert "Traceback" not in done.stderr
+    if words[0] != "bpf":
+        assert "only its owner and its group may speak to the agent" in done.stderr
+
+
+_AS_NOBODY = """
+import os, sys
+import node.agent.config, node.client, node.cli, node.monitor.pinned, node.tables
+import node.commands.bpf, node.commands.monitor, node.commands.status
+os.setgid(65534); os.setuid(65534)
+sys.argv[0] = "proxylib"
+node.cli.main()
+"""
+"""The checkout may be out of the user's reach: what is needed is loaded before."""

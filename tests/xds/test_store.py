@@ -150,3 +150,15 @@ def test_kill_at_any_moment_loses_no_number(tmp_path: Path) -> None:
     sets = {label_set(map(parse_label, key.split())): number for key, number in some.items()}
     assert {s: str(n) for s, n in identities.acquire(sets).items()} == sets
     identities.close()
+
+
+def test_only_its_owner_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    SqliteStore(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    # One of an earlier release is made so.
+    path.chmod(0o644)
+    store = SqliteStore(path)
+    store.numbers(CLUSTER, ["k8s:a=1"])
+    assert {found.stat().st_mode & 0o777 for found in tmp_path.iterdir()} == {0o600}
+    store.close()

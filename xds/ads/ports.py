@@ -156,7 +156,9 @@ def _read(path: Path, first: int, last: int) -> dict[str, Port]:
             raise ValueError("two names have one port")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ConfigError(
-            f"{path}: not a file of proxy ports ({error}); move it away to start anew"
+            f"{path}: not a file of proxy ports ({error}); put a copy back, or move it away to "
+            "start anew: redirects then get other ports, connections that they judge may break, "
+            "and new ones wait until Envoy listens there"
         ) from error
     return ports
 

@@ -116,3 +116,13 @@ def test_the_datapath_is_told_what_it_may_use() -> None:
 def test_settings_of_the_datapath_are_checked(flags: dict[str, str], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         load_config(flags, environment={})
+
+
+@pytest.mark.parametrize("text", ["x", "10.0.0.256", "10.0.0.0/8", "", "node.example"])
+def test_the_nodes_own_address_is_one(text: str) -> None:
+    with pytest.raises(UsageError, match=r"node-ip: .* is not an IP address in the command line"):
+        load_config({"node_ip": text}, environment={})
+
+
+def test_the_nodes_own_address_is_written_one_way() -> None:
+    assert load_config({"node_ip": "FD00:0::1"}, environment={}).node_ip == "fd00::1"

@@ -8,11 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from node.agent.daemon import only_one
 from node.agent.store import Store
+from node.errors import SetupError
 from proxylib.errors import ConfigError
 from tests.node.conftest import ROOT
 
@@ -114,3 +117,41 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
         path.unlink()
         for other in tmp_path.glob("state.db-*"):
             other.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with 64 KiB, in a mount of the test's own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a small file system")
+    where = tmp_path / "disk"
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "none", where], check=True)
+    yield where
+    subprocess.run(["umount", where], check=True)
+
+
+def test_a_full_disk_is_no_damage(small_disk: Path) -> None:
+    full = small_disk / "full"
+    full.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
+    with pytest.raises(ConfigError, match="the disk is full") as raised:
+        Store(small_disk / "state.db")
+    assert "not damaged, so leave it where it is" in str(raised.value)
+    with pytest.raises(SetupError, match="make room on its disk"), only_one(small_disk / "lock"):
+        pass
+    full.unlink()
+    Store(small_disk / "state.db").close()
+    with only_one(small_disk / "lock"):
+        pass
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_damaged(tmp_path: Path) -> None:
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises(ConfigError, match="nothing says that the file is damaged"):
+        Store(tmp_path / "state.db")
+
+
+def test_moving_a_damaged_file_away_has_a_price_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"")
+    with pytest.raises(ConfigError, match="then passes unjudged, until they"):
+        Store(tmp_path / "state.db")
