@@ -270,7 +270,7 @@ def _direction(
     )
     parser = entry.redirect
     message = _message(question.request, parser)
-    verdict, reason = _verdict(engine, question, subject, remote, ingress, entry, message)
+    verdict, reason, audit = _verdict(engine, question, subject, remote, ingress, entry, message)
     call = Call(
         ingress=ingress,
         subject=policy.endpoint,
@@ -294,7 +294,7 @@ def _direction(
         parser=parser,
         verdict=verdict,
         reason=reason,
-        audit=entry.audit,
+        audit=audit or entry.audit,
         disagreement=_disagreement(explained, verdict, policy.mode.audit),
     )
 
@@ -329,16 +329,16 @@ def _verdict(
     ingress: bool,
     entry: MapEntry,
     message: Properties | None,
-) -> tuple[Outcome, str]:
-    """What the data path does."""
+) -> tuple[Outcome, str, bool]:
+    """What the data path does, why, and whether a request passes by audit mode only."""
     who = "the source" if ingress else "the destination"
     if not entry.passes:
         what = "is denied" if entry.verdict is Verdict.DENY else "is not allowed"
-        return "denied", f"L4: {who} {what} on port {question.port}"
+        return "denied", f"L4: {who} {what} on port {question.port}", False
     if not entry.redirect:
-        return "allowed", "L4: every request passes, no parser sees the connection"
+        return "allowed", "L4: every request passes, no parser sees the connection", False
     if question.protocol != "TCP":
-        return "depends", f"L7: the {entry.redirect} proxy judges each message"
+        return "depends", f"L7: the {entry.redirect} proxy judges each message", False
     policies = compile_policies([engine.resource(subject.endpoint)], get_parser_factory)
     decision = policies.decide(
         engine.endpoints[subject.endpoint].addresses[0],
@@ -348,15 +348,17 @@ def _verdict(
         parser=entry.redirect,
     )
     if decision.denied:
-        return "denied", f"L7: {decision.reason}"
+        return "denied", f"L7: {decision.reason}", False
     if message is None:
-        return "depends", f"L7: parser {entry.redirect} judges each request"
+        return "depends", f"L7: parser {entry.redirect} judges each request", False
     try:
         passes = bool(decision.matcher(message))
+        matches = passes if decision.would is None else bool(decision.would(message))
     except Exception as error:
         raise TraceError(f"parser {entry.redirect} cannot judge that: {error!r}") from error
-    told = "matches" if passes else "matches none of"
-    return ("allowed" if passes else "denied"), f"L7: the request {told} the rules"
+    told = "matches" if matches else "matches none of"
+    verdict: Outcome = "allowed" if passes else "denied"
+    return verdict, f"L7: the request {told} the rules", passes and not matches
 
 
 def _disagreement(explained: Explanation, verdict: Outcome, audit: bool) -> str:

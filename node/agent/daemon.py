@@ -24,7 +24,14 @@ from node.agent.decisions import Decisions
 from node.agent.folder import PolicyFolder
 from node.agent.links import NodeLinks
 from node.agent.node import Node
-from node.agent.opening import TRACES, acceleration, opener, own_addresses, unavailable
+from node.agent.opening import (
+    TRACES,
+    acceleration,
+    node_addresses,
+    opener,
+    own_addresses,
+    unavailable,
+)
 from node.agent.proxies import Proxies
 from node.agent.redirects import NodeRedirects
 from node.agent.repository import Repository
@@ -126,7 +133,12 @@ def run(config: AgentConfig) -> Iterator[Node]:
         if shared is not None:
             shared.start(control.identities_changed, control.renumber)
         repository = Repository(
-            store, control, redirects, links, watched=config.policy_dir is not None
+            store,
+            control,
+            redirects,
+            links,
+            watched=config.policy_dir is not None,
+            own=partial(node_addresses, config),
         )
         links.end_others()
         folder = None

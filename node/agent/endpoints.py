@@ -6,14 +6,14 @@ is known by its addresses only, and others send its connections to a proxy port.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
 
 from node.agent.documents import show_label
 from xds.endpoints import Endpoint, Enforcement, NamedPort, endpoint_labels
-from xds.labels import LabelSet, label_set, parse_label
+from xds.labels import RESERVED, LabelSet, label_set, parse_label
 from xds.services import normal_address
 
 if TYPE_CHECKING:
@@ -166,6 +166,41 @@ def make_endpoint(
         mode,
         sockmap,
     )
+
+
+_NOBODYS = (
+    ("is_unspecified", "stands for every address"),
+    ("is_loopback", "is a loopback address: every network namespace has it"),
+    ("is_multicast", "is a multicast address"),
+    ("is_link_local", "is link-local: other links have it, too"),
+)
+"""What addresses are not one endpoint's, by the names of `ipaddress`; and why."""
+
+_BROADCAST = ip_address("255.255.255.255")
+
+
+def refuse_addresses(endpoint: NodeEndpoint, own: Collection[str] | None) -> None:
+    """Raises EndpointError for an address that no endpoint can have.
+
+    own: the node's addresses, None if they may be endpoints' (`opening.node_addresses`).
+    """
+    # This is how the node itself gets labels beside reserved:host.
+    is_node = endpoint.attachment is None and any(
+        (label.source, label.key) == (RESERVED, "host") for label in endpoint.label_set()
+    )
+    for text in endpoint.addresses:
+        address = ip_address(text)
+        for name, why in _NOBODYS:
+            # Listeners that lead to one upstream are on loopback, and that is where it is asked
+            # who is judged.
+            if getattr(address, name) and not (address.is_loopback and own is None):
+                raise EndpointError(f"{text} {why}: no endpoint can have it")
+        if address == _BROADCAST:
+            raise EndpointError(f"{text} is the broadcast address: no endpoint can have it")
+        if own is not None and text in own and not is_node:
+            raise EndpointError(
+                f"{text} is an address of this node itself: no endpoint can have it"
+            )
 
 
 def normal_labels(texts: Iterable[str]) -> tuple[str, ...]:

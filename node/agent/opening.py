@@ -91,6 +91,17 @@ HEARD = frozenset({"fe80::/10", "ff00::/8", "224.0.0.0/4", "255.255.255.255"})
 """What goes no further than to the node, who has it or not; a rule can name a group of these."""
 
 
+def node_addresses(config: AgentConfig) -> frozenset[str] | None:
+    """The node's addresses, which no endpoint can have: `own_addresses`, and node-ip.
+
+    None where there can be no data path: listeners there are the node's own, and endpoints
+    may be so too. Raises BpfError as `own_addresses`.
+    """
+    if unavailable(config):
+        return None
+    return own_addresses() | {config.node_ip}
+
+
 def own_addresses() -> frozenset[str]:
     """What the caller's network namespace listens to, but for loopback's addresses.
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bpf.errors import BpfError
+from node.agent.datapath import NoDatapath
 from node.agent.documents import PolicyDocument, load_all, load_documents, parse_labels
 from node.agent.endpoints import (
     MAX_ENDPOINT_ID,
@@ -25,6 +27,7 @@ from node.agent.endpoints import (
     UnknownEndpoint,
     make_endpoint,
     normal_labels,
+    refuse_addresses,
 )
 from node.agent.links import NodeLinks
 from node.agent.redirects import NodeRedirects
@@ -36,6 +39,7 @@ from xds.changes import Change
 from xds.control import ControlServer
 from xds.endpoints import Enforcement, NamedPort
 from xds.fqdn import match_name
+from xds.labels import parse_label
 from xds.lint import lint
 from xds.services import ServiceEntry, ServiceTable, normal_address
 from xds.source import Problem
@@ -93,6 +97,8 @@ class Repository:
 
     watched: whether files still come from a directory; if not, those of an earlier one
     stay in force, and each becomes the API's when that changes or deletes what is in it.
+    own: the addresses that are the node's, and no endpoint's; None: its own may be (it raises
+    BpfError).
     Raises ConfigError or DocumentError if what is on the disk cannot be put in force.
     """
 
@@ -104,8 +110,10 @@ class Repository:
         links: NodeLinks,
         *,
         watched: bool,
+        own: Callable[[], Collection[str] | None] = lambda: None,
     ) -> None:
         self._store = store
+        self._own = own
         self._watched = watched
         self._control = control
         self._redirects = redirects
@@ -213,8 +221,15 @@ class Repository:
         mode: Placement = "node",
         sockmap: bool = False,
     ) -> NodeEndpoint:
-        """A new endpoint; without a number it gets one. Raises EndpointError."""
+        """A new endpoint; without a number it gets one.
+
+        Raises EndpointError, and NoDatapath if it is not known which addresses the node has.
+        """
         made: list[NodeEndpoint] = []
+        try:
+            own = self._own()
+        except BpfError as error:
+            raise NoDatapath(str(error)) from error
 
         def change(state: State) -> State:
             wanted = number if number is not None else _free_number(state)
@@ -230,12 +245,16 @@ class Repository:
                 mode=mode,
                 sockmap=sockmap,
             )
+            refuse_addresses(endpoint, own)
             if wanted in state.endpoints:
                 raise AddressTaken(f"there is an endpoint {wanted} already")
             for other in state.endpoints.values():
                 twice = [address for address in endpoint.addresses if address in other.addresses]
                 if twice:
-                    raise AddressTaken(f"{twice[0]} is the address of endpoint {other.id} already")
+                    raise AddressTaken(
+                        f"{twice[0]} is the address of endpoint {other.id} already"
+                        + self._how_to_free(other)
+                    )
                 if other.attachment is not None and _same_link(other.attachment, attachment):
                     raise AddressTaken(
                         f"interface {other.attachment.interface} is that of endpoint {other.id} "
@@ -251,6 +270,14 @@ class Repository:
 
         self._change(change)
         return made[-1]
+
+    def _how_to_free(self, endpoint: NodeEndpoint) -> str:
+        if self._links.datapath.health(endpoint.id).state != "disconnected":
+            return ""
+        return (
+            ", which is disconnected: its interface is gone, and it keeps the address until it is "
+            f"deleted (proxylib endpoint delete {endpoint.id})"
+        )
 
     def set_labels(self, number: int, labels: Sequence[str]) -> NodeEndpoint:
         """Give an endpoint other labels. Raises UnknownEndpoint, EndpointError."""
@@ -268,7 +295,15 @@ class Repository:
             if missing:
                 raise EndpointError(f"endpoint {number} has no label {', '.join(sorted(missing))}")
             kept = [label for label in before.labels if label not in gone]
-            return replace(before, labels=normal_labels([*kept, *add]))
+            added = normal_labels(add)
+            keys = {parse_label(label).key for label in added}
+            twice = [label for label in kept if parse_label(label).key in keys]
+            if twice:
+                raise EndpointError(
+                    f"endpoint {number} has {', '.join(twice)} already, and a key has one label: "
+                    f"delete it in the same change (--delete {twice[0]} --add ...), or --set all"
+                )
+            return replace(before, labels=normal_labels([*kept, *added]))
 
         return self._edit(number, edit)
 

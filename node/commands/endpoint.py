@@ -229,13 +229,17 @@ def config(
             endpoint = client.call("PATCH", "endpoint", number, json=wanted)
         else:
             endpoint = client.call("GET", "endpoint", number)
-    policy = endpoint["policy"]
+    policy, attachment = endpoint["policy"], endpoint.get("attachment") or {}
+    sidecar = attachment.get("mode") == "sidecar"
+    accelerated = attachment.get("sockmap", False)
     if as_json:
-        show_json(policy)
+        show_json({**policy, "sidecar": sidecar, "sockmap": accelerated})
         return
     pairs = [
         ("enforcement", policy.get("mode", "default")),
         ("audit", str(policy.get("audit", False)).lower()),
+        ("sidecar", str(sidecar).lower()),
+        ("sockmap", str(accelerated).lower()),
     ]
     show("\n".join(f"{key}={value}" for key, value in pairs))
 
@@ -293,8 +297,10 @@ def _enforcement(policy: dict[str, Any], direction: str) -> str:
 def _interface(attachment: dict[str, Any] | None) -> str:
     if not attachment:
         return ""
-    sidecar = attachment.get("mode") == "sidecar"
-    return f"{attachment['interface']}{' (sidecar)' if sidecar else ''}"
+    said = ["sidecar"] if attachment.get("mode") == "sidecar" else []
+    said += ["sockmap"] if attachment.get("sockmap") else []
+    how = f" ({', '.join(said)})" if said else ""
+    return f"{attachment['interface']}{how}"
 
 
 def _state(endpoint: dict[str, Any]) -> str | list[str]:

@@ -41,13 +41,14 @@ def pinned(root: Path) -> Iterator[Maps]:
         raise SetupError("only root may read the programs' maps: sudo proxylib bpf ...")
     try:
         found = maps.folders(root)
-        if not found:
+        # More than one only while an agent takes over from one with other sizes.
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        opened = {} if newest is None else maps.read_maps(newest)
+        if not opened:
             raise SetupError(
                 f"no maps are pinned below {root}: no endpoint has had an interface here; or the "
                 "agent has another bpf-root (--bpf-root DIR)"
             )
-        # More than one only while an agent takes over from one with other sizes.
-        opened = maps.read_maps(max(found, key=lambda path: path.stat().st_mtime_ns))
     except (OSError, BpfError) as error:
         raise SetupError(f"{root}: the maps cannot be read: {error}") from error
     try:

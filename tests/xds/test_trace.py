@@ -105,6 +105,28 @@ def test_the_rule_that_decides() -> None:
     assert judges.effect == "parser"
 
 
+@pytest.mark.parametrize("whose", ["endpoint", "document"])
+def test_what_passes_by_audit_mode_only(whose: str) -> None:
+    """A request, and a connection."""
+    policy, endpoints = example("secure-rebel-alliance-memcache"), ENDPOINTS
+    if whose == "endpoint":
+        endpoints = endpoints.replace("memcached}}", "memcached}, audit: true}")
+    else:
+        audited = "metadata:\n  annotations: {proxylib.io/audit: 'true'}"
+        policy = policy.replace("metadata:", audited)
+    engine = engine_of(policy, endpoints)
+    for text, told in (
+        ("command=set key=x", "matches none of"),
+        ("command=get key=alliance/fleet/x", "matches"),
+    ):
+        found = ask(engine, "10.0.0.2", "app=memcached", request=parse_fields(text))
+        ingress = found.directions[-1]
+        assert (found.verdict, found.agrees, ingress.audit) == ("allowed", True, told != "matches")
+        assert ingress.reason == f"L7: the request {told} the rules"
+    found = ask(engine, "10.0.0.3", "app=memcached", port=80)
+    assert (found.verdict, found.directions[-1].audit) == ("allowed", True)
+
+
 def test_labels_that_nobody_has() -> None:
     found = ask(REBELS, "function=fleet-maintanence,x=y", "app=memcached", request=SET)
     assert found.verdict == "allowed"

@@ -74,6 +74,9 @@ def test_who_asks_for_it_takes_part(make_lab: MakeLab) -> None:
         assert not accelerated(agent, client, server.ipv4)
         assert wants(agent, 2, True) == 200
         assert agent.get("/endpoint/2")["attachment"]["sockmap"] is True
+        assert f"{client.interface} (sockmap)" in agent.cli("endpoint", "list").stdout
+        assert agent.cli("endpoint", "config", 2).stdout.endswith("sidecar=false\nsockmap=true\n")
+        assert '"sockmap": true' in agent.cli("endpoint", "config", 2, "--json").stdout
         assert accelerated(agent, client, server.ipv4)
         # A policy is in force for it too.
         put(agent, ingress(name="none", app="server", peer="nobody"))

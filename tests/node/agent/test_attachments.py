@@ -110,6 +110,28 @@ def test_what_cannot_be_attached_is_refused(lab: Lab, agent: Agent) -> None:
     assert len(agent.get("/endpoint")) == 1
 
 
+def test_the_nodes_own_addresses_are_no_endpoints(lab: Lab, tmp_path: Path) -> None:
+    client = lab["client"]
+    lab.node.ip("addr add 10.7.7.7/32 dev lo", "addr add fd77::1/128 dev lo")
+    client.ip("addr add 10.7.7.7/32 dev eth0")
+    with agent_of(lab, tmp_path, node_ip="203.0.113.7") as agent:
+        for arguments, why in (
+            (("--address", "10.7.7.7"), "10.7.7.7 is an address of this node itself"),
+            (("--address", "fd77:0::1"), "fd77::1 is an address of this node itself"),
+            (("--address", "203.0.113.7"), "203.0.113.7 is an address of this node itself"),
+            (("--netns", client.netns, "--address", "10.7.7.7"), "of this node itself"),
+            (("--netns", client.netns, "--address", "10.7.7.7", "--label", "reserved:host"), "10."),
+            (("--address", "127.0.0.1"), "127.0.0.1 is a loopback address"),
+            (("--address", "::1"), "::1 is a loopback address"),
+        ):
+            refused = agent.cli("endpoint", "add", *arguments)
+            assert refused.exit_code == 2, (arguments, refused.output)
+            assert why in refused.stderr
+        assert agent.get("/endpoint") == []
+        # The node may have labels of its own.
+        assert agent.add_endpoint("10.7.7.7", "reserved:host", "k8s:type=edge").status_code == 201
+
+
 def test_names_and_addresses_change(lab: Lab, agent: Agent) -> None:
     client = lab["client"]
     agent.cli("endpoint", "add", "--netns", client.netns, "--label", "k8s:app=client")
@@ -141,6 +163,10 @@ def test_a_namespace_vanishes(lab: Lab, agent: Agent) -> None:
     assert component["state"] == "Warning"
     assert "1 disconnected" in component["message"]
     assert agent.cli("endpoint", "labels", 1, "--add", "k8s:x=y").exit_code == 0
+    taken = agent.cli("endpoint", "add", "--address", client.ipv4)
+    assert taken.exit_code == 2
+    assert f"{client.ipv4} is the address of endpoint 1 already, which is disc" in taken.stderr
+    assert "proxylib endpoint delete 1" in taken.stderr
     assert agent.cli("endpoint", "delete", 1).exit_code == 0
     assert agent.get("/endpoint") == []
 

@@ -89,6 +89,13 @@ def test_enforcement_follows_policies_and_labels(agent: Agent) -> None:
         {"addresses": ["10.0.0.1", "10.0.0.2"]},
         {"addresses": ["fe80::1%eth0"]},
         {"addresses": ["::ffff:10.0.0.1"]},
+        {"addresses": ["0.0.0.0"]},
+        {"addresses": ["10.0.0.1", "::"]},
+        {"addresses": ["224.0.0.1"]},
+        {"addresses": ["ff02::1"]},
+        {"addresses": ["255.255.255.255"]},
+        {"addresses": ["169.254.1.1"]},
+        {"addresses": ["fe80::1"]},
         {"addresses": ["10.0.0.1"], "labels": ["a b"]},
         {"addresses": ["10.0.0.1"], "labels": ["a=1", "a=2"]},
         {"addresses": ["10.0.0.1"], "labels": ["reserved:world", "a=2"]},
@@ -112,6 +119,22 @@ def test_what_is_no_endpoint(agent: Agent, request_: object) -> None:
     assert agent.get("/endpoint") == []
     # Nor has anybody been numbered for it.
     assert {identity["id"] for identity in agent.get("/identity")} == set(range(7))
+
+
+def test_plain_listeners_have_endpoints_of_the_node(agent: Agent) -> None:
+    """They are on loopback: the policy of an endpoint there is what judges (datapath: none)."""
+    assert agent.add_endpoint("127.0.0.1", "app=r2d2").status_code == 201
+
+
+def test_a_key_has_one_label(agent: Agent) -> None:
+    agent.add_endpoint("10.0.0.1", "k8s:app=r2d2", "k8s:x=y")
+    twice = agent.cli("endpoint", "labels", 1, "--add", "k8s:app=other")
+    assert twice.exit_code == 2
+    assert "endpoint 1 has k8s:app=r2d2 already" in twice.stderr
+    assert "--delete k8s:app=r2d2 --add" in twice.stderr
+    assert "--set" in twice.stderr
+    options = ("--delete", "k8s:app=r2d2", "--add", "k8s:app=other")
+    assert agent.cli("endpoint", "labels", 1, *options).stdout == "k8s:app=other\nk8s:x=y\n"
 
 
 def test_an_address_belongs_to_one(agent: Agent) -> None:
@@ -153,8 +176,10 @@ def test_enforcement_and_audit_of_one_endpoint(agent: Agent) -> None:
     agent.add_endpoint("10.0.0.1", "app=r2d2")
     agent.add_endpoint("10.0.0.2", "app=other", enforcement="always")
     assert agent.get("/endpoint/2")["policy"] == {"ingress": True, "egress": True, "mode": "always"}
-    assert agent.cli("endpoint", "config", 1).stdout == "enforcement=default\naudit=false\n"
-    assert agent.cli("endpoint", "config", 1, "--audit").stdout.endswith("audit=true\n")
+    shown = "enforcement=default\naudit=false\nsidecar=false\nsockmap=false\n"
+    assert agent.cli("endpoint", "config", 1).stdout == shown
+    changed = agent.cli("endpoint", "config", 1, "--audit").stdout
+    assert changed == shown.replace("audit=false", "audit=true")
     assert "Disabled (Audit)" in agent.cli("endpoint", "list").stdout
     changed = agent.http.patch("/endpoint/1", json={"enforcement": "never", "audit": False})
     assert changed.json()["policy"] == {"ingress": False, "egress": False, "mode": "never"}

@@ -208,6 +208,14 @@ def test_no_maps(root: Path) -> None:
     assert f"no maps are pinned below {root}" in result.output
 
 
+def test_a_folder_without_maps(root: Path) -> None:
+    """As a cleanup that was cut short leaves it: no policy is not an empty policy."""
+    maps.folder(root, SIZES).mkdir(parents=True)
+    result = CliRunner().invoke(cli, ["bpf", "policy", "list", "--bpf-root", str(root)])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert f"no maps are pinned below {root}" in result.stderr
+
+
 def test_what_is_no_map(opened: dict[str, Map], root: Path) -> None:
     folder = maps.folder(root, SIZES)
     (folder / "ipcache").unlink()
