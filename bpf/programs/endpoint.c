@@ -240,6 +240,11 @@ static __always_inline int begin(struct __sk_buff *skb, const struct packet *pac
 	}
 	if (direction == INGRESS && is_spoofed(skb, &key->peer))
 		return REASON_INVALID_SOURCE;
+	/* The middle of a connection that nobody has seen begin, or an answer: taken for the
+	 * endpoint's own, it would go round the proxy for its port. */
+	if (direction == EGRESS && !known && packet->protocol == IPPROTO_TCP &&
+	    asks_proxy(key->endpoint, identity_of(&key->peer), key->own_port))
+		return REASON_PROXY_NEEDED;
 	if (is_icmp(packet))
 		question.port = bpf_htons(packet->icmp_type);
 	reason = judge(skb, packet, &key->peer, &question, &judgement);

@@ -113,6 +113,31 @@ static __always_inline int ask(const struct question *question, struct policy_va
 	return REASON_NO_POLICY;
 }
 
+/* Whether connections from `identity` to this TCP port of an endpoint go to a proxy. A deny beside
+ * that makes no difference here. */
+static __always_inline bool asks_proxy(u32 number, u32 identity, be16 port)
+{
+	struct endpoint_value *endpoint = endpoint_lookup(&number);
+	struct policy_key key = {
+		.prefixlen = 96,
+		.identity = bpf_htonl(identity),
+		.direction = INGRESS,
+		.protocol = IPPROTO_TCP,
+		.port = port,
+	};
+	struct policy_value *found;
+
+	if (!endpoint)
+		return false;
+	key.slot = bpf_htonl(endpoint->slot);
+	found = policy_lookup(&key);
+	if (found && found->verdict == VERDICT_REDIRECT)
+		return true;
+	key.identity = IDENTITY_ANY;
+	found = policy_lookup(&key);
+	return found && found->verdict == VERDICT_REDIRECT;
+}
+
 static __always_inline int denied(const struct policy_value *said)
 {
 	return said->verdict == VERDICT_DENY ? REASON_POLICY_DENY : REASON_POLICY;

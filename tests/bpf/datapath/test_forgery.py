@@ -19,6 +19,7 @@ from tests.bpf.datapath.conftest import BOTH_PROXY, CLIENT, EGRESS_PROXY, PORT, 
 from tests.bpf.datapath.frames import IPV4, IPV6, ethernet
 from tests.bpf.datapath.hosts import RunningProxy, eventually, raw_socket
 from tests.bpf.datapath.plane import (
+    ALLOW,
     EGRESS,
     ICMPV6,
     INGRESS,
@@ -103,7 +104,7 @@ def test_nobody_outside_has_an_endpoint_s_address(plane: Plane, version: str) ->
         assert comes(read) == []
     with raw_socket(plane.lab["client"]) as wire, watching(server) as read:
         wire.send(by(plane.lab["client"], source, target, UDP, datagram))
-        eventually(lambda: len(read()) == 1)
+        eventually(lambda: bool(read()))
 
 
 def leave_checksums(where: Namespace, interface: str, leave: bool) -> None:
@@ -150,7 +151,7 @@ def test_a_checksum_is_not_written_over_a_port(plane: Plane, written_on_the_way:
         assert comes(read) == []
         # As every kernel leaves its own.
         wire.send(left(14 + 20, 16) + frame)
-        eventually(lambda: len(read()) == 1)
+        eventually(lambda: bool(read()))
         assert struct.unpack_from("!H", read()[0], 22) == (PORT,)
 
 
@@ -163,3 +164,29 @@ def test_the_unspecified_address_is_nobody_s(plane: Plane, taken: list[RunningPr
         wire.send(by(client, client.ipv6, "::", TCP, frames.tcp(40000, PORT)))
         eventually(lambda: plane.drops()["INVALID"] == 1)
     assert not plane.conntrack()
+
+
+@pytest.mark.parametrize("version", ["ipv4", "ipv6"])
+def test_an_answer_that_nobody_asked_for_goes_round_no_proxy(plane: Plane, version: str) -> None:
+    """A connection is older than what is remembered of it, and its server speaks first."""
+    server, outside = plane.lab["server"], plane.lab.outside
+    with server.entered():
+        listener = socket.create_server(
+            ("", FORBIDDEN), family=socket.AF_INET6 if version == "ipv6" else socket.AF_INET
+        )
+    with outside.entered():
+        client = socket.create_connection((getattr(server, version), FORBIDDEN), 5)
+    accepted, _ = listener.accept()
+    with listener, client, accepted:
+        for said, passes in ((ALLOW, True), (REDIRECT, False)):
+            line = Entry(INGRESS, 0, TCP, FORBIDDEN, said, proxy=EGRESS_PROXY, both=BOTH_PROXY)
+            plane.policy("server", Entry(EGRESS), line)
+            plane.maps["conntrack"].delete_many(key for key, _ in plane.maps["conntrack"].items())
+            accepted.send(MARKED)
+            if passes:
+                assert client.recv(100) == MARKED
+        eventually(lambda: plane.drops()["PROXY_NEEDED"] >= 1)
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(100)
+        assert not plane.conntrack()
