@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -163,7 +163,8 @@ def only_one(path: Path) -> Iterator[None]:
     try:
         lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _no_lock(path, error) from error
+        full = "; make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise SetupError(f"{path}: cannot be made: {error.strerror}{full}") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,19 +174,13 @@ def only_one(path: Path) -> Iterator[None]:
                 f"another agent{f' (pid {owner})' if owner else ''} has the state directory "
                 f"{path.parent}; stop it, or give this one another --state-dir and --run-dir"
             ) from error
-        try:
+        # The number is for others' errors only: on a full disk a cleanup goes on without.
+        with suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:
-            raise _no_lock(path, error) from error
         yield
     finally:
         os.close(lock)
-
-
-def _no_lock(path: Path, error: OSError) -> SetupError:
-    full = "; make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return SetupError(f"{path}: cannot be written: {error.strerror}{full}")
 
 
 def _directory(path: Path, mode: int) -> None:

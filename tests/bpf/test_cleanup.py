@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bpf import tc
-from bpf.cleanup import cleanup
+from bpf.cleanup import check_namespace, cleanup
 from bpf.errors import BpfError
 from bpf.netns import within
 from tests.bpf.nodes import ALLOW_ALL, Namespace, Node
@@ -120,6 +121,24 @@ def test_a_namespace_of_the_same_path_is_left_alone(node: Node, namespaces: Make
     inside.ip(*["rule", "add", "priority", "9", "fwmark", "0x200/0xf00", "lookup", "2004"])
     cleanup(node.config)
     assert "2004" in inside.ip("rule")
+
+
+def test_whose_it_is(node: Node, namespaces: Make) -> None:
+    check_namespace(node.config)
+    node.open().close()
+    check_namespace(node.config)
+    elsewhere = replace(node.config, netns=namespaces().path)
+    record = node.config.memory.read_text()
+    node.config.memory.unlink()
+    with pytest.raises(BpfError, match="of another network namespace"):
+        check_namespace(elsewhere)  # by its pins
+    for folder in node.config.root.iterdir():
+        shutil.rmtree(folder)
+    check_namespace(elsewhere)
+    # By the record, which says this for the agent's own namespace.
+    node.config.memory.write_text(record.replace(node.namespace.path, elsewhere.netns))
+    with pytest.raises(BpfError, match="of another network namespace"):
+        check_namespace(elsewhere)
 
 
 def test_pins_of_others_are_told_of(node: Node) -> None:

@@ -156,9 +156,12 @@ def _read(path: Path, first: int, last: int) -> dict[str, Port]:
             raise ValueError("two names have one port")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ConfigError(
-            f"{path}: not a file of proxy ports ({error}); put a copy back, or move it away to "
-            "start anew: redirects then get other ports, connections that they judge may break, "
-            "and new ones wait until Envoy listens there"
+            # Not by ourselves: an Envoy in a sidecar, whose ports cannot be seen from here, would
+            # have another redirect's listener at a port until it has heard of the new ones.
+            f"{path}: not a file of proxy ports ({error}); put a copy back; or end the node's "
+            "Envoys, with the connections that they judge, and move it away to start anew: "
+            "redirects get other ports, and where Envoys still run, connections could for a "
+            "moment come to the listener of another redirect"
         ) from error
     return ports
 

@@ -157,6 +157,29 @@ def test_a_stop_leaves_everything_and_cleanup_nothing(lab: Lab, agent: NodeAgent
 
 
 @pytest.mark.timeout(200)
+def test_a_state_that_was_moved_away_opens_nobody_without_a_word(
+    lab: Lab, agent: NodeAgent
+) -> None:
+    put(agent, ingress())
+    assert ask(lab["other"], lab["server"].ipv4, b"x", timeout=0.5) == b""
+    assert agent.stop() == 0
+    state = agent.state_dir / "state.db"
+    state.rename(state.with_suffix(".aside"))
+    agent.start()
+    assert "3 endpoints of an earlier agent are not in this one's state" in agent.log
+    for number, name in enumerate(("client", "server", "other"), 1):
+        assert f"endpoint {number} ({lab[name].ipv4}" in agent.log
+    # It is true: they are open.
+    assert ask(lab["other"], lab["server"].ipv4, b"x") == OTHER + b"x"
+    # With the state they are judged again, and there is nothing to be told.
+    agent.kill()
+    state.with_suffix(".aside").replace(state)
+    agent.start()
+    assert "not in this one's state" not in agent.log
+    assert ask(lab["other"], lab["server"].ipv4, b"x", timeout=0.5) == b""
+
+
+@pytest.mark.timeout(200)
 def test_what_went_while_no_agent_ran(lab: Lab, agent: NodeAgent) -> None:
     put(agent, ingress())
     agent.kill()

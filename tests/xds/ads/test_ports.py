@@ -120,8 +120,9 @@ def test_a_name_is_bounded(ports: Make) -> None:
 def test_a_state_file_that_is_something_else(ports: Make, tmp_path: Path, text: str) -> None:
     path = tmp_path / "ports.json"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"ports\.json: not a file of proxy ports"):
+    with pytest.raises(ConfigError, match=r"ports\.json: not a file of proxy ports") as raised:
         ports()
+    assert "end the node's Envoys, with the connections that they judge" in str(raised.value)
     assert path.read_text(encoding="latin-1") == text, "it is left as it is"
 
 
