@@ -131,6 +131,7 @@ class Proxies:
                         config.xds_path,
                         config.run_dir / "admin.sock",
                         max_heap=config.envoy_max_heap << 20,
+                        sidecar=number != NODE,
                     ),
                     binary=None if config.envoy == "auto" else Path(config.envoy),
                     netns=_netns(endpoint),

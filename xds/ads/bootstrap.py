@@ -16,13 +16,14 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import (
     Bootstrap,
     BootstrapDynamicResources,
     BootstrapStaticResources,
+    ClusterManager,
 )
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
 from envoy_data_plane.envoy.config.core.v3 import (
-    Address,
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
+    BindConfig,
     ConfigSource,
     GrpcService,
     GrpcServiceEnvoyGrpc,
@@ -46,7 +47,13 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 )
 from envoy_data_plane.google.protobuf import Any
 
-from xds.ads.clusters import CONNECT_TIMEOUT, HTTP_OPTIONS, load_assignment, pipe
+from xds.ads.clusters import (
+    CONNECT_TIMEOUT,
+    HTTP_OPTIONS,
+    load_assignment,
+    pipe,
+    ports_chosen,
+)
 from xds.ads.filters import ads_source
 
 CLUSTER = "xds"
@@ -64,7 +71,10 @@ class NodeBootstrap:
     """One node's Envoy. incremental: which variant of ADS it speaks; state of the world
     is for comparison, since only the incremental one says what is there already when it
     reconnects. max_connections: accepted ones at a time, two descriptors each. max_heap:
-    bytes of Envoy's heap, 0 for as many as there are; Python's objects are beside it."""
+    bytes of Envoy's heap, 0 for as many as there are; Python's objects are beside it.
+    sidecar: it shares a network namespace with the server that its ingress is for. Its
+    connection to that must not have the port that a client has: the server's socket would be
+    the same as Envoy's own towards the client. So it takes what clients seldom have, odd ports."""
 
     node_id: str
     xds_path: Path
@@ -72,6 +82,7 @@ class NodeBootstrap:
     incremental: bool = True
     max_connections: int = 50_000
     max_heap: int = 0
+    sidecar: bool = False
 
 
 def build(config: NodeBootstrap) -> Bootstrap:
@@ -90,8 +101,13 @@ def build(config: NodeBootstrap) -> Bootstrap:
             lds_config=_awaited(),
             cds_config=_awaited(),
         ),
-        static_resources=BootstrapStaticResources(clusters=[_xds_cluster(pipe(config.xds_path))]),
+        static_resources=BootstrapStaticResources(clusters=[_xds_cluster(config)]),
         overload_manager=_overload_manager(config),
+        cluster_manager=(
+            ClusterManager(upstream_bind_config=ports_chosen(at_connect=False))
+            if config.sidecar
+            else None
+        ),
     )
 
 
@@ -136,7 +152,7 @@ def connection_limit(most: int) -> OverloadManager:
     )
 
 
-def _xds_cluster(where: Address) -> Cluster:
+def _xds_cluster(config: NodeBootstrap) -> Cluster:
     http2 = HttpProtocolOptions(
         explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
             http2_protocol_options=Http2ProtocolOptions()
@@ -147,5 +163,7 @@ def _xds_cluster(where: Address) -> Cluster:
         type=ClusterDiscoveryType.STATIC,
         connect_timeout=CONNECT_TIMEOUT,
         typed_extension_protocol_options={HTTP_OPTIONS: Any.pack(http2)},
-        load_assignment=load_assignment(CLUSTER, [where]),
+        load_assignment=load_assignment(CLUSTER, [pipe(config.xds_path)]),
+        # In place of the bootstrap's: a Unix socket has no such options.
+        upstream_bind_config=BindConfig() if config.sidecar else None,
     )

@@ -20,13 +20,16 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import (
     Address,
+    BindConfig,
     Http1ProtocolOptions,
     Http2ProtocolOptions,
     Pipe,
     SocketAddress,
+    SocketOption,
     TransportSocket,
     UpstreamHttpProtocolOptions,
 )
+from envoy_data_plane.envoy.config.core.v3 import SocketOptionSocketState as State
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
     Endpoint,
@@ -45,6 +48,8 @@ CONNECT_TIMEOUT = timedelta(seconds=5)
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 """Under this name a cluster has its HTTP version."""
+
+_IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT = 0, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +70,36 @@ class ClusterConfig:
     tls: TransportSocket | None = None
 
 
-def original_destination(name: str, config: ClusterConfig) -> Cluster:
-    """To where the client wanted to go, one upstream connection for each of its own."""
+def original_destination(name: str, config: ClusterConfig, *, ingress: bool) -> Cluster:
+    """To where the client wanted to go, one upstream connection for each of its own.
+
+    ingress: the server is one that Envoy may share a network namespace with; when its
+    connections get their ports is for Envoy's bootstrap to say (`ports_chosen`).
+    """
     cluster = _cluster(name, config)
+    if not ingress:
+        cluster.upstream_bind_config = ports_chosen(at_connect=True)
     cluster.type = ClusterDiscoveryType.ORIGINAL_DST
     cluster.lb_policy = ClusterLbPolicy.CLUSTER_PROVIDED
     # The server sees the client's address: two clients never share a connection.
     cluster.connection_pool_per_downstream_connection = config.http
     return cluster
+
+
+def ports_chosen(*, at_connect: bool) -> BindConfig:
+    """When connections from a client's address get their port: at connect, or at bind.
+
+    ip(7), IP_BIND_ADDRESS_NO_PORT. Linux gives even ports at connect, as long as there
+    are some, and odd ones at bind (net/ipv4: inet_hashtables.c, inet_connection_sock.c).
+    """
+    option = SocketOption(
+        description="IP_BIND_ADDRESS_NO_PORT",
+        level=_IPPROTO_IP,
+        name=_IP_BIND_ADDRESS_NO_PORT,
+        int_value=int(at_connect),
+        state=State.STATE_PREBIND,
+    )
+    return BindConfig(socket_options=[option])
 
 
 def upstream_cluster(name: str, upstream: Upstream, config: ClusterConfig) -> Cluster:

@@ -101,7 +101,9 @@ class Redirect:
     @property
     def cluster(self) -> str:
         """Of the cluster that it leads to."""
-        where = f"to={self.upstream}" if self.upstream else ORIGINAL_DESTINATION
+        ingress = self.direction is Direction.INGRESS
+        where = f"{ORIGINAL_DESTINATION}/ingress" if ingress else ORIGINAL_DESTINATION
+        where = f"to={self.upstream}" if self.upstream else where
         return "/".join(filter(None, (where, "http" if self.http else "", self._upstream_tls)))
 
     @property
@@ -181,7 +183,11 @@ def _lasting(node: NodeConfig) -> Iterable[Redirect]:
     """
     if node.transparency is None:
         return ()
-    return tuple(Redirect("", Direction.EGRESS, 0, http=http) for http in (False, True))
+    return tuple(
+        Redirect("", direction, 0, http=http)
+        for direction in (Direction.EGRESS, Direction.INGRESS)
+        for http in (False, True)
+    )
 
 
 _PASSES = {Direction.EGRESS: (False,), Direction.INGRESS: (True,), Direction.BOTH: (False, True)}
@@ -216,7 +222,8 @@ def cluster(node: NodeConfig, redirect: Redirect, upstreams: Mapping[str, Upstre
     config = ClusterConfig(node.max_connections, redirect.http, tls)
     if redirect.upstream:
         return upstream_cluster(redirect.cluster, upstreams[redirect.upstream], config)
-    return original_destination(redirect.cluster, config)
+    ingress = redirect.direction is Direction.INGRESS
+    return original_destination(redirect.cluster, config, ingress=ingress)
 
 
 def routes(cluster_name: str) -> RouteConfiguration:

@@ -175,9 +175,11 @@ def fetch(
     port: int = 80,
     method: str = "GET",
     timeout: float = PATIENCE,
+    own_port: int = 0,
 ) -> str:
     """``200 BODY``, the status alone for others, or what became of the connection."""
-    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    source = (client.ipv6 if ":" in address else client.ipv4, own_port) if own_port else None
+    connection = http.client.HTTPConnection(address, port, timeout, source)
     try:
         with client.entered():
             connection.request(method, path)

@@ -129,18 +129,19 @@ def test_http_has_a_connection_manager_and_routes() -> None:
     listener = parsed(built, LISTENER)["http/ingress"]
     assert filters(listener) == ["http_connection_manager"]
     manager = listener["filterChains"][0]["filters"][0]["typedConfig"]
-    assert manager["rds"]["routeConfigName"] == "original-dst/http"
+    assert manager["rds"]["routeConfigName"] == "original-dst/ingress/http"
     names = [item["name"] for item in manager["httpFilters"]]
     assert names == ["parser-0", "envoy.filters.http.router"]
-    ((name, route),) = parsed(built, ROUTES).items()
-    assert name == route["virtualHosts"][0]["routes"][0]["route"]["cluster"] == "original-dst/http"
+    for name, route in parsed(built, ROUTES).items():
+        assert name == route["virtualHosts"][0]["routes"][0]["route"]["cluster"]
 
 
 def test_connections_outlive_their_redirects() -> None:
     built = build(NODE, [])
     assert not built[LISTENER]
-    assert list(built[CLUSTER]) == ["original-dst", "original-dst/http"]
-    assert list(built[ROUTES]) == ["original-dst/http"]
+    kept = ("original-dst", "original-dst/ingress")
+    assert list(built[CLUSTER]) == [f"{name}{kind}" for name in kept for kind in ("", "/http")]
+    assert list(built[ROUTES]) == [f"{name}/http" for name in kept]
 
 
 def test_secrets_are_named_and_their_content_is_sds_s(secrets: list[TlsSecret], pem: Path) -> None:
