@@ -32,7 +32,7 @@ def test_the_unit_starts_this_installation() -> None:
     service = parsed(printed())["Service"]
     command = Path(sys.executable).with_name("proxylib")
     assert service["ExecStart"] == f'"{command}" agent'
-    assert service["ExecStartPre"] == f'"{command}" agent --check-config'
+    assert service["ExecStartPre"] == f'-"{command}" agent --check-config'
 
 
 def test_envoy_outlives_the_agent() -> None:
