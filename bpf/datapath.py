@@ -262,6 +262,31 @@ class Datapath:
         with self._mutex:
             return dict(self._links)
 
+    def lacking(self) -> dict[int, list[str]]:
+        """What others have taken from endpoints that are attached: `attach` puts it back.
+
+        In words, by number; the interfaces that are gone are not among them. Raises `BpfError`.
+        """
+        places_of: dict[str, dict[Link, str]] = {}
+        for link in self.attached().values():
+            at = places_of.setdefault(link.netns or self.config.netns, {})
+            at[link] = self._program_name(link)
+        found: dict[int, list[str]] = {}
+        for netns, told in places_of.items():
+            found |= places.links_lack(told, netns)
+        return found
+
+    def repair_node(self) -> list[str]:
+        """Put back what the node lacks of rules, routes and sysctls; in words, what that was.
+
+        Raises `BpfError`.
+        """
+        lacking = places.node_lacks(self.config.netns)
+        if lacking:
+            with self._mutex:
+                places.prepare_node(self._memory, self.config.netns)
+        return lacking
+
     def set_policy(self, number: int, entries: Iterable[PolicyEntry] | None) -> None:
         """Put a policy in force, as a whole; None: nothing passes.
 
@@ -373,12 +398,16 @@ class Datapath:
         self._links[link.number] = link
 
     def _attach_programs(self, link: Link, place: str) -> None:
-        name = self.programs.name
+        name = self._program_name(link)
         if not link.netns:
             links.attach(link, lambda: self.programs.node, name, place)
             return
         with self.programs.sidecar(link.number) as pair:
-            links.attach(link, pair, f"{name}-{link.number}", place)
+            links.attach(link, pair, name, place)
+
+    def _program_name(self, link: Link) -> str:
+        name = self.programs.name
+        return f"{name}-{link.number}" if link.netns else name
 
     def _leave(self, link: Link) -> None:
         places.leave_link(self._memory, link, link.netns or self.config.netns)

@@ -157,10 +157,17 @@ def attach(link: Link, programs: Callable[[], tuple[int, int]], name: str, netns
 
     programs: from_endpoint and to_endpoint, asked for if they are needed.
     """
-    hooks = (tc.Hook.EGRESS, tc.Hook.INGRESS) if link.netns else (tc.Hook.INGRESS, tc.Hook.EGRESS)
-    names = [f"{program}/{name}" for program in PROGRAMS]
-    wanted = {tc.Filter(link.ifindex, *told) for told in zip(hooks, names, strict=True)}
-    if wanted == {*tc.filters(link.ifindex, netns)}:
+    wanted = filters(link, name)
+    if {*wanted} == {*tc.filters(link.ifindex, netns)}:
         return
-    for hook, fd, told in zip(hooks, programs(), names, strict=True):
-        tc.attach(link.ifindex, hook, fd, told, netns)
+    for one, fd in zip(wanted, programs(), strict=True):
+        tc.attach(link.ifindex, one.hook, fd, one.name, netns)
+
+
+def filters(link: Link, name: str) -> list[tc.Filter]:
+    """The places of from_endpoint and to_endpoint, with programs of this name."""
+    hooks = (tc.Hook.EGRESS, tc.Hook.INGRESS) if link.netns else (tc.Hook.INGRESS, tc.Hook.EGRESS)
+    return [
+        tc.Filter(link.ifindex, hook, f"{program}/{name}")
+        for hook, program in zip(hooks, PROGRAMS, strict=True)
+    ]

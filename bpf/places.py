@@ -7,8 +7,10 @@ where it is done; empty: the process's own.
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Mapping
 
-from bpf import routing, tc
+from bpf import links, routing, tc
 from bpf.links import Link
 from bpf.memory import Memory
 from bpf.netns import NamespaceGone, cookie, within
@@ -33,15 +35,50 @@ def prepare_link(memory: Memory, link: Link, netns: str) -> None:
 
     def action() -> None:
         namespace = memory.namespace(cookie(), netns)
-        wanted = routing.link_sysctls(link.ifindex)
         if link.netns:
             namespace.sidecars[link.number] = link.ifindex
             memory.save()
             routing.add_rules()
-            wanted = routing.SIDECAR | wanted
-        routing.change(wanted, namespace, memory.save)
+        routing.change(_link_sysctls(link), namespace, memory.save)
 
     within(netns, action)
+
+
+def node_lacks(netns: str) -> list[str]:
+    """What is not as `prepare_node` has made it, in words. Raises `BpfError`."""
+    return within(netns, lambda: routing.lacking(routing.node_sysctls()))
+
+
+def links_lack(told: Mapping[Link, str], netns: str) -> dict[int, list[str]]:
+    """What links of one namespace lack of programs and of `prepare_link`, by number, in words.
+
+    told: each one's program name. What is gone lacks nothing. Raises `BpfError`.
+    """
+
+    def action() -> dict[int, list[str]]:
+        there = {index for index, _ in socket.if_nameindex()}
+        placed = {*tc.filters()}
+        found: dict[int, list[str]] = {}
+        for link in told:
+            if link.ifindex not in there:
+                continue
+            missing = {*links.filters(link, told[link])} - placed
+            found[link.number] = [f"program at {one.hook.name.lower()}" for one in missing]
+            if link.netns:
+                found[link.number] += routing.lacking(_link_sysctls(link))
+            else:
+                found[link.number] += routing.wrong(_link_sysctls(link))
+        return {number: sorted(lacking) for number, lacking in found.items() if lacking}
+
+    try:
+        return within(netns, action)
+    except NamespaceGone:
+        return {}
+
+
+def _link_sysctls(link: Link) -> dict[str, str]:
+    own = routing.link_sysctls(link.ifindex)
+    return routing.SIDECAR | own if link.netns else own
 
 
 def leave_link(memory: Memory, link: Link, netns: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def remove_rules() -> None:
                 route.route("del", family=family, **_default(loopback))
 
 
-def has_rules() -> bool:
-    """True if both are in force for every family."""
+def lacking(sysctls: Mapping[str, str]) -> list[str]:
+    """What is not (any more) as `add_rules` and `change` have made it, in words."""
     with netlink("routing rules") as route:
-        return all(_rules(route, f) and _routes(route, f) for f in _usable_families())
+        found = [
+            f"IPv{4 if family == socket.AF_INET else 6} {what} table {TABLE}"
+            for family in _usable_families()
+            for what, count in (("rule to", _rules), ("route in", _routes))
+            if not count(route, family)
+        ]
+    return found + wrong(sysctls)
 
 
 def has_any_rules() -> bool:
@@ -126,18 +133,30 @@ def node_sysctls() -> dict[str, str]:
 
 def change(names: dict[str, str], memory: Namespace, save: Callable[[], None]) -> None:
     """Set sysctls; what they were is remembered (once) before. Raises `BpfError`."""
-    now = {}
-    for name in names:
-        path = _path(name)
-        if path is not None and path.exists():
-            now[name] = path.read_text().strip()
-    wrong = {name: value for name, value in now.items() if value != names[name]}
-    new = {name: value for name, value in wrong.items() if name not in memory.sysctls}
+    others = {name: value for name, value in _now(names).items() if value != names[name]}
+    new = {name: value for name, value in others.items() if name not in memory.sysctls}
     if new:
         memory.sysctls.update(new)
         save()
-    for name in wrong:
+    for name in others:
         _write(name, names[name])
+
+
+def wrong(sysctls: Mapping[str, str]) -> list[str]:
+    """Those that are otherwise now, as they are called under /proc/sys."""
+    others = (name for name, value in _now(sysctls).items() if value != sysctls[name])
+    return [str(path.relative_to(_PROC)) for name in others if (path := _path(name))]
+
+
+def _now(names: Iterable[str]) -> dict[str, str]:
+    """What sysctls are; without those that there are not."""
+    now = {}
+    for name in names:
+        path = _path(name)
+        with suppress(FileNotFoundError):
+            if path is not None:
+                now[name] = path.read_text().strip()
+    return now
 
 
 def link_sysctls(ifindex: int) -> dict[str, str]:

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 RETRY, MAX_RETRY = 2.0, 60.0
 """Seconds until what could not be done is tried again: doubled each time, up to a minute."""
 
+LOOK, LOOK_SHARE = 3.0, 0.05
+"""Seconds between looks for what others have taken away: more, where looks would take more than
+this part of the time."""
+
 EXPIRE = 30.0
 """Seconds between looks for connections that have expired; the programs do not need them."""
 
@@ -102,17 +106,21 @@ class NodeDatapath:
         self._told = False
         self._dirty: set[int] = set()
         self._stale: set[int] = set()
-        self._retry_at = self._expire_at = 0.0
+        self._retry_at = self._expire_at = self._look_at = 0.0
         self._retry = RETRY
-        self._failures = 0
+        self._failures = self._repairs = 0
         # What is in force.
         self._health: dict[int, Health] = {}
         self._links: dict[int, Link] = {}
         self._taken_over: Mapping[int, Link] = {}
+        self._placed: set[int] = set()
+        """Whose programs are known to be in their places: not what an agent before us says."""
+        self._lost: dict[int, str] = {}
+        """What others have taken from those that are not, in words."""
         self._policies: dict[int, Translated] = {}
         self._gone: dict[int, str] = {}
         self._identities = Prefixes()
-        self._unidentified = ""
+        self._unidentified = self._unrouted = ""
 
     # What others ask.
 
@@ -135,6 +143,11 @@ class NodeDatapath:
     def failures(self) -> int:
         """How often something could not be done."""
         return self._failures
+
+    @property
+    def repairs(self) -> int:
+        """How often something was put back that others have taken away."""
+        return self._repairs
 
     def health(self, number: int) -> Health:
         """How it is with an endpoint."""
@@ -201,8 +214,10 @@ class NodeDatapath:
             self._settle()
 
     def tick(self) -> None:
-        """Try again what could not be done, and look at the node's own addresses."""
+        """Try again what could not be done; look at the node's own addresses, and at its things."""
         with self._lock:
+            if self._datapath is not None and self._told and self._clock() >= self._look_at:
+                self._look(self._datapath)
             if self._clock() >= self._retry_at:
                 self._try_again()
 
@@ -239,6 +254,35 @@ class NodeDatapath:
         self._retry = RETRY if self._failures == failures else min(2 * self._retry, MAX_RETRY)
         self._retry_at = self._clock() + self._retry
 
+    def _look(self, datapath: Datapath) -> None:
+        """Put back what others have taken away."""
+        began, dirty, unrouted = self._clock(), set[int](), ""
+        try:
+            if lacking := datapath.repair_node():
+                self._repairs += 1
+                log.warning("the node: somebody has changed %s: put back", ", ".join(lacking))
+        except BpfError as error:
+            unrouted = str(error)
+            self._count("the node", unrouted)
+        if unrouted != self._unrouted:
+            self._unrouted = unrouted
+            dirty |= self._policies.keys()
+        try:
+            lost = datapath.lacking()
+        except BpfError as error:
+            self._count("programs in their places", str(error))
+            lost = {}
+        # Those that were never placed, or could not be again, are tried without a look.
+        for number in lost.keys() & self._placed:
+            self._placed.discard(number)
+            self._lost[number] = ", ".join(lost[number])
+            dirty.add(number)
+        if dirty:
+            self._dirty |= dirty
+            self._settle()
+        took = self._clock() - began
+        self._look_at = self._clock() + max(LOOK, took / LOOK_SHARE)
+
     def _take(self, endpoints: Mapping[int, NodeEndpoint]) -> None:
         before, self._endpoints, self._told = self._endpoints, endpoints, True
         for number in before.keys() | endpoints.keys():
@@ -261,12 +305,12 @@ class NodeDatapath:
                 self._problem = str(error)
                 raise
             self._problem = ""
-            wanted = {*self._wanted()} - self._gone.keys()
             # Of an agent before us: those that are still wanted are attached again, which
             # takes nothing away; the others are to go.
-            found = self._datapath.attached()
-            self._links = {number: link for number, link in found.items() if number not in wanted}
-            self._taken_over = found
+            self._taken_over = self._datapath.attached()
+            self._links = dict(self._taken_over)
+            self._placed.clear()
+            self._lost.clear()
             self._policies.clear()
             self._dirty |= {*self._wanted(), *self._links}
             self._identities = Prefixes(self._datapath.identities())
@@ -379,11 +423,20 @@ class NodeDatapath:
     def _place(self, datapath: Datapath, number: int) -> None:
         """Have an endpoint's programs where its link is, as what it is."""
         link, before = self._link(number), self._links.get(number)
-        if before is not None and (before.ifindex, before.netns) == (link.ifindex, link.netns):
+        if (
+            before is not None
+            and number in self._placed
+            and (before.ifindex, before.netns) == (link.ifindex, link.netns)
+        ):
             if before != link:
                 datapath.update(link)
         else:
+            self._placed.discard(number)
             datapath.attach(link)
+            self._placed.add(number)
+            if lost := self._lost.pop(number, ""):
+                self._repairs += 1
+                log.warning("endpoint %d: somebody has changed %s: put back", number, lost)
         self._links[number] = link
 
     def _detach(self, datapath: Datapath, number: int) -> None:
@@ -391,6 +444,8 @@ class NodeDatapath:
         if number in self._links:
             datapath.detach(number)
             del self._links[number]
+            self._placed.discard(number)
+            self._lost.pop(number, None)
 
     def _let_go(self, number: int) -> None:
         if number in self._gone:
@@ -402,7 +457,10 @@ class NodeDatapath:
         closed = tuple(policy.closed)
         if closed and self.health(number).closed != closed:
             log.warning("endpoint %d: closed, %s", number, "; ".join(closed))
-        self._health[number] = Health(closed=closed)
+        if self._unrouted and self._endpoints[number].mode != "sidecar":
+            self._health[number] = Health("not-ready", self._unrouted, closed)
+        else:
+            self._health[number] = Health(closed=closed)
 
     def _fail(self, datapath: Datapath, number: int, reason: str) -> None:
         """Close an endpoint that cannot be as it should."""

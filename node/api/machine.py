@@ -58,7 +58,7 @@ def _datapath(node: Node, datapath: Datapath | None) -> Component:
         message=message + (f", {bad} not ready (proxylib endpoint list)" if bad else ""),
         details=[
             f"maps in {datapath.config.folder}",
-            f"epoch {datapath.epoch}, {ours.failures} failures",
+            f"epoch {datapath.epoch}, {ours.failures} failures, {ours.repairs} repairs",
             *(f"endpoint {number}: {reason}" for number, reason in sorted(pending.items())),
         ],
     )

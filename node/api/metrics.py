@@ -66,6 +66,11 @@ class NodeCollector(Collector):
         datapath = self._node.links.datapath.datapath
         if datapath is not None:
             yield from _packets(datapath)
+            yield CounterMetricFamily(
+                "proxylib_datapath_repairs",
+                "How often programs, routes or sysctls were put back that others had changed",
+                value=self._node.links.datapath.repairs,
+            )
             yield from _maps(datapath)
         sockmap = self._node.links.acceleration.sockmap
         if sockmap is not None:

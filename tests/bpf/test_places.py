@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import routing, tc
+from bpf import places, routing, tc
 from bpf.datapath import Datapath
 from bpf.errors import BpfError
 from bpf.netns import NamespaceGone, within
@@ -31,7 +31,7 @@ def test_a_sidecar(node: Node, datapath: Datapath, namespaces: Make) -> None:
     assert not node.reaches("10.0.0.1")
     datapath.set_policy(1, ALLOW_ALL)
     assert node.reaches("10.0.0.1")
-    assert within(inside.path, routing.has_rules)
+    assert within(inside.path, lambda: routing.lacking(routing.SIDECAR)) == []
     assert datapath._maps["addresses"].count() == 0
     directions = {(c.ingress, c.reason) for c in datapath.counters() if c.endpoint == 1}
     assert (False, 0) in directions
@@ -46,7 +46,7 @@ def test_a_sidecar(node: Node, datapath: Datapath, namespaces: Make) -> None:
         again.detach(1)
         assert tc.filters(netns=inside.path) == []
         assert not within(inside.path, routing.has_any_rules)
-        assert within(node.namespace.path, routing.has_rules)
+        assert places.node_lacks(node.namespace.path) == []
     finally:
         again.close()
 
