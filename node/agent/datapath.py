@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 RETRY, MAX_RETRY = 2.0, 60.0
 """Seconds until what could not be done is tried again: doubled each time, up to a minute."""
 
-LOOK, LOOK_SHARE = 3.0, 0.05
+LOOK, LOOK_SHARE, MAX_LOOK = 3.0, 0.05, 15.0
 """Seconds between looks for what others have taken away: more, where looks would take more than
-this part of the time."""
+this part of the time, and at most so many."""
 
 EXPIRE = 30.0
 """Seconds between looks for connections that have expired; the programs do not need them."""
@@ -277,11 +277,11 @@ class NodeDatapath:
             self._placed.discard(number)
             self._lost[number] = ", ".join(lost[number])
             dirty.add(number)
+        now = self._clock()
+        self._look_at = now + min(max(LOOK, (now - began) / LOOK_SHARE), MAX_LOOK)
         if dirty:
             self._dirty |= dirty
             self._settle()
-        took = self._clock() - began
-        self._look_at = self._clock() + max(LOOK, took / LOOK_SHARE)
 
     def _take(self, endpoints: Mapping[int, NodeEndpoint]) -> None:
         before, self._endpoints, self._told = self._endpoints, endpoints, True

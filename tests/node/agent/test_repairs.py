@@ -62,8 +62,7 @@ def clsact(lab: Lab, action: str, *, inside: bool = False) -> None:
 
 def endpoint(agent: NodeAgent) -> dict[str, Any]:
     """The server's, as the command line shows it."""
-    (found,) = json.loads(agent.proxylib("endpoint", "get", "2", "--json"))
-    return dict(found)
+    return dict(json.loads(agent.proxylib("endpoint", "get", "2", "--json")))
 
 
 @contextmanager
