@@ -119,7 +119,7 @@ def test_a_direct_connection_that_now_needs_the_proxy(
     with Talk(plane.lab["client"], plane.lab["server"].ipv4, PORT) as talk:
         plane.policy(name, *(REDIRECTED if name == "client" else REDIRECTED_IN))
         silent(talk)
-        assert set(plane.drops()) == {"PROXY_NEEDED"}
+        assert "PROXY_NEEDED" in plane.drops()
         with Talk(plane.lab["client"], plane.lab["server"].ipv4, PORT) as another:
             assert another.ask(b"X") == b"X denied by the proxy"
 
