@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ _UNLOCKED = ".proxylib-new-"
 
 MAX_FOLDER = 80
 """Longest path of the folder, so that the sockets in it stay below 108 bytes."""
+
+_TRIES = 5
+"""How often a folder is removed that is not empty at once."""
 
 _RANDOM = 8
 """Characters that mkdtemp adds."""
@@ -47,9 +51,18 @@ def private_folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     finally:
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    # A program that is just ending may still put something into it.
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def remove_dead(parent: Path) -> None:
