@@ -52,7 +52,9 @@ def envoy(folder: Path, upstream: Address) -> Iterator[Address]:
 def agent_in(folder: Path, *more: object) -> Iterator[Command]:
     """An agent with everything in `folder`, as a process."""
     agent = Command(
-        "agent", "--json", "--state-dir", folder / "state", "--run-dir", folder / "run", *more
+        *("agent", "--json", "--state-dir", folder / "state", "--run-dir", folder / "run"),
+        # Its endpoints are on loopback, where there is nothing to redirect.
+        *("--datapath", "none", *more),
     )
     with closing(agent):
         agent.event("ready")
@@ -84,8 +86,8 @@ def test_an_envoy_obeys_the_agent(short_path: Path) -> None:
         config = settings(short_path)
         with http_client(config.api_path) as http, envoy(short_path, upstream) as proxy:
             agent = Agent(config, http)
-            agent.add_endpoint(SERVER, "app=r2d2")
-            agent.add_endpoint(JEDI, "role=jedi")
+            assert agent.add_endpoint(SERVER, "app=r2d2").status_code == 201
+            assert agent.add_endpoint(JEDI, "role=jedi").status_code == 201
             imported = agent.cli("policy", "import", "-", "--wait", stdin=policy)
             assert imported.exit_code == 0, imported.output
             assert say(proxy, JEDI, b"READ x") == b"READ x"
