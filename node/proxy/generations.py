@@ -98,7 +98,7 @@ class Generations:
                 netns = Path(f"/proc/{serving.process.pid}/ns/net")
             base, epoch = serving.generation.base, serving.generation.epoch + 1
             handover.clear_initializing(base)
-        state.replace_file(self.places.bootstrap(base, epoch), plan.bootstrap(base, epoch))
+        state.write_file(self.places.bootstrap(base, epoch), plan.bootstrap(base, epoch))
         made = Generation(
             0,
             0,

@@ -20,6 +20,7 @@ from node.errors import SetupError
 from node.proxy import process
 from node.proxy.places import Places
 from node.proxy.process import Process
+from proxylib.replacing import replace_file
 
 FORMAT = 1
 """The format of the file; another one is not understood."""
@@ -90,26 +91,14 @@ def write(path: Path, generations: Iterable[Generation]) -> None:
         "boot": _boot(),
         "generations": [asdict(item) for item in generations],
     }
-    replace_file(path, json.dumps(value, indent=1) + "\n")
+    write_file(path, json.dumps(value, indent=1) + "\n")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """A file that is the old one or the new one, whatever happens. Raises SetupError."""
-    new = path.with_name(f".{path.name}.new")
+def write_file(path: Path, text: str) -> None:
+    """A file that is the old one or the new one, and only ours. Raises SetupError."""
     try:
-        with open(new, "w", opener=_private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, text, 0o600)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
         raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
 
 
@@ -202,7 +191,3 @@ def _boot() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return ""
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -7,9 +7,7 @@ lag behind, and a redirect that comes back finds its connections' port.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import socket
 import threading
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylib.errors import ConfigError
+from proxylib.replacing import replace_file
 
 FIRST, LAST = 10_000, 20_000
 """Proxy ports, both included."""
@@ -176,21 +175,8 @@ def _port(value: Any, first: int, last: int) -> Port:
 
 
 def _write(path: Path, ports: Mapping[str, Port]) -> None:
-    """Replace the file as a whole: after a crash it is the old one or the new one."""
     text = json.dumps({name: asdict(port) for name, port in sorted(ports.items())}, indent=1)
-    new = path.with_name(f".{path.name}.new")
     try:
-        with new.open("w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, text + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
